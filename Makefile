@@ -1,0 +1,61 @@
+# pyreplica: trigger-based replication inside PostgreSQL
+#
+#   make && make install          builds and installs the extension
+#   make installcheck             runs the tests (one: PROVE_TESTS=t/001_basic.pl)
+#
+# Two loadable modules come out of this.  pyreplica is the extension itself.
+# pyreplica_libpq is the only thing linked against libpq; the slave's worker
+# loads it when it first connects, so that neither the postmaster nor ordinary
+# backends ever map libpq.
+
+EXTVERSION = $(shell sed -n "s/^default_version *= *'\(.*\)'/\1/p" pyreplica.control)
+
+EXTENSION = pyreplica
+MODULE_big = pyreplica
+OBJS = \
+	src/pyreplica.o \
+	src/common/config.o \
+	src/common/decode.o \
+	src/common/values.o \
+	src/common/render.o \
+	src/master/relinfo.o \
+	src/master/txbuffer.o \
+	src/master/capture.o \
+	src/master/log.o \
+	src/slave/status.o \
+	src/slave/launcher.o \
+	src/slave/worker.o \
+	src/slave/origin.o \
+	src/slave/fetch.o \
+	src/slave/target.o \
+	src/slave/apply.o \
+	src/slave/position.o \
+	src/slave/local.o
+
+MODULES = src/remote/pyreplica_libpq
+
+DATA_built = sql/pyreplica--$(EXTVERSION).sql
+
+TAP_TESTS = 1
+PROVE_FLAGS += -I t/lib
+
+PG_CPPFLAGS = -I$(CURDIR)/src -I$(libpq_srcdir)
+PG_CFLAGS = -Wextra -Wno-sign-compare -Wno-unused-parameter \
+	-Wno-missing-field-initializers -Wno-declaration-after-statement \
+	$(PROFILE)
+
+EXTRA_CLEAN = sql/pyreplica--$(EXTVERSION).sql src/*/*.bc src/*.bc
+
+PG_CONFIG ?= pg_config
+PGXS := $(shell $(PG_CONFIG) --pgxs)
+include $(PGXS)
+
+# PGXS links a module of MODULES without SHLIB_LINK; this one needs libpq.
+src/remote/pyreplica_libpq$(DLSUFFIX): LDFLAGS_SL += $(libpq)
+
+sql/pyreplica--$(EXTVERSION).sql: sql/pyreplica.sql
+	cp $< $@
+
+# Objects depend on every header: there are few, and a stale one costs hours.
+HEADERS = $(wildcard src/*.h src/*/*.h)
+$(OBJS) $(addsuffix .o,$(MODULES)): $(HEADERS)

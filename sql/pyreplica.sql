@@ -1,0 +1,587 @@
+/* pyreplica.sql: installed as pyreplica--<version>.sql */
+
+-- complain if script is sourced in psql, rather than via CREATE EXTENSION
+\echo Use "CREATE EXTENSION pyreplica" to load this file. \quit
+
+-- The same objects are made on the master and on the slave; a server can be
+-- both.  All functions name their objects with schema, and those that run
+-- with their owner's rights have a fixed search_path.
+
+---------------------------------------------------------------------------
+-- Master: the log
+---------------------------------------------------------------------------
+
+-- Entries are in the inner tables, replica_log_1 to 3, one of which is being
+-- filled.  All columns are PLAIN: entries are cut to fit a page, and nothing
+-- is ever compressed or stored out of line while a transaction commits.
+CREATE TABLE replica_log (
+	commitno	bigint NOT NULL,
+	xid			xid8 NOT NULL,
+	at			timestamptz NOT NULL,
+	part		integer NOT NULL,
+	username	text,
+	snapshot	pg_snapshot,
+	changes		bytea NOT NULL
+);
+ALTER TABLE replica_log
+	ALTER username SET STORAGE PLAIN,
+	ALTER snapshot SET STORAGE PLAIN,
+	ALTER changes SET STORAGE PLAIN;
+
+COMMENT ON TABLE replica_log IS
+'pyreplica: the changes of each committed transaction; read it as SQL in replica_log_sql';
+COMMENT ON COLUMN replica_log.commitno IS
+'commit number: an order (together with xid) in which applying is valid; the write-ahead log position just before commit';
+COMMENT ON COLUMN replica_log.xid IS 'the transaction';
+COMMENT ON COLUMN replica_log.at IS 'when it was about to commit';
+COMMENT ON COLUMN replica_log.part IS '0, 1, 2 ... for a transaction too large for one entry';
+COMMENT ON COLUMN replica_log.username IS 'session user (in part 0)';
+COMMENT ON COLUMN replica_log.snapshot IS 'in some entries: the snapshot of that moment, where a slave that is behind can cut its way';
+COMMENT ON COLUMN replica_log.changes IS 'the changes, as src/common/format.h of the source describes';
+
+CREATE TABLE replica_log_1 () INHERITS (replica_log) WITH (autovacuum_enabled = off);
+CREATE TABLE replica_log_2 () INHERITS (replica_log) WITH (autovacuum_enabled = off);
+CREATE TABLE replica_log_3 () INHERITS (replica_log) WITH (autovacuum_enabled = off);
+
+CREATE INDEX replica_log_1_xid ON replica_log_1 (xid);
+CREATE INDEX replica_log_2_xid ON replica_log_2 (xid);
+CREATE INDEX replica_log_3_xid ON replica_log_3 (xid);
+CREATE INDEX replica_log_1_mark ON replica_log_1 (xid) WHERE snapshot IS NOT NULL;
+CREATE INDEX replica_log_2_mark ON replica_log_2 (xid) WHERE snapshot IS NOT NULL;
+CREATE INDEX replica_log_3_mark ON replica_log_3 (xid) WHERE snapshot IS NOT NULL;
+
+-- Number of the inner table that is being filled.  A sequence because writers
+-- read it outside of any snapshot; only py_log_rotate sets it.
+CREATE SEQUENCE replica_log_current MAXVALUE 3 CYCLE;
+SELECT pg_catalog.setval('@extschema@.replica_log_current', 1);
+
+-- What has been let go: everything that "horizon" sees may be missing from
+-- the log.  A slave can go on only from a position at or past it.
+CREATE TABLE replica_log_state (
+	horizon		pg_snapshot NOT NULL,
+	cleaned_at	timestamptz
+);
+INSERT INTO replica_log_state VALUES ('1:1:');
+
+-- One row per slave that the log is kept for.
+CREATE TABLE replica_slave (
+	name		text PRIMARY KEY,
+	"position"	pg_snapshot NOT NULL,
+	confirmed_at timestamptz,
+	attached_at	timestamptz
+) WITH (fillfactor = 50);
+
+CREATE FUNCTION py_log_changes(changes bytea,
+	OUT number bigint, OUT schemaname text, OUT tablename text,
+	OUT operation text, OUT statement text)
+RETURNS SETOF record
+AS 'MODULE_PATHNAME' LANGUAGE C STRICT STABLE;
+COMMENT ON FUNCTION py_log_changes(bytea) IS
+'the changes of one transaction (all parts of its replica_log.changes put together)';
+
+CREATE VIEW replica_log_sql AS
+SELECT l.commitno, l.xid, l.username, l.at,
+	   c.number, c.schemaname, c.tablename, c.operation, c.statement
+  FROM (SELECT commitno, xid,
+			   pg_catalog.min(username) AS username,
+			   pg_catalog.min(at) AS at,
+			   pg_catalog.string_agg(changes, ''::bytea ORDER BY part) AS changes
+		  FROM @extschema@.replica_log
+		 GROUP BY commitno, xid) l,
+	   LATERAL @extschema@.py_log_changes(l.changes) c
+ ORDER BY l.commitno, l.xid, c.number;
+COMMENT ON VIEW replica_log_sql IS
+'pyreplica: each change in the log as the SQL it stands for, in the order it is applied';
+
+---------------------------------------------------------------------------
+-- Master: triggers
+---------------------------------------------------------------------------
+
+CREATE FUNCTION py_log_replica() RETURNS trigger
+AS 'MODULE_PATHNAME' LANGUAGE C;
+COMMENT ON FUNCTION py_log_replica() IS
+'log trigger: py_log_replica(''tablename'', ''keycolumn'' ...)';
+
+-- Row triggers fire in the order of their names.  Ours has to be the first, so
+-- that what other triggers do to the row is logged after the row's own change.
+CREATE FUNCTION py_log_create_tg(schemaname text, tablename text)
+RETURNS text
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+SET client_min_messages = warning
+AS $$
+DECLARE
+	tab		regclass;
+	kind	"char";
+	persistence "char";
+	pk		text[];
+	args	text;
+	existed	boolean;
+BEGIN
+	SELECT c.oid, c.relkind, c.relpersistence INTO tab, kind, persistence
+	  FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+	 WHERE n.nspname = schemaname AND c.relname = tablename;
+	IF tab IS NULL THEN
+		RAISE EXCEPTION 'table "%.%" does not exist', schemaname, tablename
+			USING ERRCODE = 'undefined_table';
+	END IF;
+	IF EXISTS (SELECT FROM pg_depend d JOIN pg_extension e ON e.oid = d.refobjid
+				WHERE d.classid = 'pg_class'::regclass AND d.objid = tab
+				  AND d.refclassid = 'pg_extension'::regclass
+				  AND d.deptype = 'e' AND e.extname = 'pyreplica') THEN
+		RETURN format(' table %s belongs to pyreplica (passed over)', tablename);
+	END IF;
+	IF kind <> 'r' THEN
+		RAISE EXCEPTION '"%.%" is not an ordinary table', schemaname, tablename
+			USING ERRCODE = 'wrong_object_type',
+			HINT = 'Log triggers can be created on tables; on a partitioned table, create them on its partitions.';
+	END IF;
+	IF persistence = 't' THEN
+		RETURN format(' table %s is temporary (couldn''t be replicated)!', tablename);
+	END IF;
+
+	SELECT array_agg(a.attname::text ORDER BY k.n) INTO pk
+	  FROM pg_index i,
+		   unnest(i.indkey::int2[]) WITH ORDINALITY AS k(attnum, n),
+		   pg_attribute a
+	 WHERE i.indrelid = tab AND i.indisprimary
+	   AND k.n <= i.indnkeyatts
+	   AND a.attrelid = tab AND a.attnum = k.attnum;
+	IF pk IS NULL THEN
+		RETURN format(' table %s has no pk constraint (couldn''t be replicated)!', tablename);
+	END IF;
+
+	SELECT string_agg(quote_literal(x), ', ' ORDER BY n) INTO args
+	  FROM unnest(tablename || pk) WITH ORDINALITY AS u(x, n);
+
+	-- leave a table alone that has exactly these triggers already
+	SELECT count(*) = 2 INTO existed
+	  FROM pg_trigger t
+	 WHERE t.tgrelid = tab AND NOT t.tgisinternal
+	   AND t.tgname IN ('!py_log_replica_tg', '!py_log_truncate_tg')
+	   AND t.tgfoid = '@extschema@.py_log_replica'::regproc
+	   AND t.tgargs = (SELECT string_agg(convert_to(x, getdatabaseencoding()) || '\x00'::bytea, ''::bytea ORDER BY n)
+						 FROM unnest(tablename || pk) WITH ORDINALITY AS u(x, n))
+	   AND t.tgenabled <> 'D';
+	IF NOT existed THEN
+		EXECUTE format('DROP TRIGGER IF EXISTS "!py_log_replica_tg" ON %I.%I',
+					   schemaname, tablename);
+		EXECUTE format('DROP TRIGGER IF EXISTS "!py_log_truncate_tg" ON %I.%I',
+					   schemaname, tablename);
+		EXECUTE format('CREATE TRIGGER "!py_log_replica_tg" AFTER INSERT OR UPDATE OR DELETE ON %I.%I FOR EACH ROW EXECUTE FUNCTION @extschema@.py_log_replica(%s)',
+					   schemaname, tablename, args);
+		EXECUTE format('CREATE TRIGGER "!py_log_truncate_tg" AFTER TRUNCATE ON %I.%I FOR EACH STATEMENT EXECUTE FUNCTION @extschema@.py_log_replica(%s)',
+					   schemaname, tablename, args);
+	END IF;
+
+	RETURN format('created trigger on %s (%s)', tablename,
+				  array_to_string(pk, ','));
+END
+$$;
+COMMENT ON FUNCTION py_log_create_tg(text, text) IS
+'creates the log triggers of a table with a primary key; says what it did';
+
+-- The schema of a bare table name: the first on the caller's search_path that
+-- has it; else the only one that has it at all.
+CREATE FUNCTION py_log_table_schema(tablename text)
+RETURNS text
+LANGUAGE plpgsql STABLE
+AS $$
+DECLARE
+	found	text[];
+BEGIN
+	SELECT pg_catalog.array_agg(n.nspname::pg_catalog.text
+								ORDER BY pg_catalog.array_position(pg_catalog.current_schemas(true), n.nspname) NULLS LAST)
+	  INTO found
+	  FROM pg_catalog.pg_class c
+	  JOIN pg_catalog.pg_namespace n ON n.oid OPERATOR(pg_catalog.=) c.relnamespace
+	 WHERE c.relname OPERATOR(pg_catalog.=) tablename
+	   AND c.relkind IN ('r', 'p', 'f', 'v', 'm');
+	IF found IS NULL THEN
+		RAISE EXCEPTION 'table "%" does not exist', tablename
+			USING ERRCODE = 'undefined_table';
+	END IF;
+	IF pg_catalog.array_length(found, 1) OPERATOR(pg_catalog.>) 1
+	   AND pg_catalog.array_position(pg_catalog.current_schemas(true), found[1]::pg_catalog.name) IS NULL THEN
+		RAISE EXCEPTION 'table name "%" is ambiguous: it is in schemas %', tablename,
+			pg_catalog.array_to_string(found, ', ')
+			USING ERRCODE = 'ambiguous_alias',
+			HINT = 'Give the schema as well, as first argument.';
+	END IF;
+	RETURN found[1];
+END
+$$;
+
+CREATE FUNCTION py_log_create_tg(tablename text)
+RETURNS text
+LANGUAGE sql
+AS $$ SELECT @extschema@.py_log_create_tg(@extschema@.py_log_table_schema(tablename), tablename) $$;
+COMMENT ON FUNCTION py_log_create_tg(text) IS
+'creates the log triggers of a table with a primary key; says what it did';
+
+CREATE FUNCTION py_log_drop_tg(schemaname text, tablename text)
+RETURNS text
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+SET client_min_messages = warning
+AS $$
+BEGIN
+	EXECUTE format('DROP TRIGGER IF EXISTS "!py_log_replica_tg" ON %I.%I',
+				   schemaname, tablename);
+	EXECUTE format('DROP TRIGGER IF EXISTS "!py_log_truncate_tg" ON %I.%I',
+				   schemaname, tablename);
+	RETURN format('dropped trigger on %s', tablename);
+END
+$$;
+COMMENT ON FUNCTION py_log_drop_tg(text, text) IS
+'drops the log triggers of a table';
+
+CREATE FUNCTION py_log_drop_tg(tablename text)
+RETURNS text
+LANGUAGE sql
+AS $$ SELECT @extschema@.py_log_drop_tg(@extschema@.py_log_table_schema(tablename), tablename) $$;
+COMMENT ON FUNCTION py_log_drop_tg(text) IS
+'drops the log triggers of a table';
+
+---------------------------------------------------------------------------
+-- Master: slaves, and letting go of what all of them have
+---------------------------------------------------------------------------
+
+-- Whether "later" sees everything that "earlier" sees.  Snapshots of one
+-- master always contain one another in one direction or the other.
+CREATE FUNCTION py_log_covers(later pg_snapshot, earlier pg_snapshot)
+RETURNS boolean
+LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+	SELECT pg_snapshot_xmax(later) >= pg_snapshot_xmax(earlier)
+	   AND NOT EXISTS (SELECT FROM pg_snapshot_xip(later) AS x
+						WHERE x < pg_snapshot_xmax(earlier)
+						  AND pg_visible_in_snapshot(x, earlier))
+$$;
+
+CREATE FUNCTION py_log_add_slave(name text)
+RETURNS void
+LANGUAGE plpgsql SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+	INSERT INTO @extschema@.replica_slave (name, "position")
+	VALUES (py_log_add_slave.name, pg_current_snapshot());
+EXCEPTION WHEN unique_violation THEN
+	RAISE EXCEPTION 'slave "%" exists already', py_log_add_slave.name
+		USING ERRCODE = 'duplicate_object';
+END
+$$;
+COMMENT ON FUNCTION py_log_add_slave(text) IS
+'keeps the log for a slave from now on; it will start here';
+
+CREATE FUNCTION py_log_drop_slave(name text)
+RETURNS void
+LANGUAGE plpgsql SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+	DELETE FROM @extschema@.replica_slave s
+	 WHERE s.name = py_log_drop_slave.name;
+	IF NOT FOUND THEN
+		RAISE EXCEPTION 'slave "%" does not exist', py_log_drop_slave.name
+			USING ERRCODE = 'undefined_object';
+	END IF;
+END
+$$;
+COMMENT ON FUNCTION py_log_drop_slave(text) IS
+'forgets a slave that will not come back; the log is no longer kept for it';
+
+CREATE FUNCTION py_log_flush() RETURNS pg_lsn
+AS 'MODULE_PATHNAME' LANGUAGE C VOLATILE STRICT;
+COMMENT ON FUNCTION py_log_flush() IS
+'flushes the write-ahead log as far as it is written; slaves call it with each look at the log';
+
+-- Called by a slave when it has connected.
+--
+-- slave_position is where the slave's rows stand, NULL if it never replicated.
+-- slave_confirmed is the last position that the slave knows to have confirmed
+-- here: if this server remembers less, it has gone back in time.  wal is the
+-- write-ahead log position that belongs to slave_position.
+CREATE FUNCTION py_log_attach(
+	slave text,
+	slave_system text, slave_position pg_snapshot, slave_confirmed pg_snapshot,
+	slave_wal pg_lsn,
+	OUT system_identifier text, OUT "position" pg_snapshot)
+RETURNS record
+LANGUAGE plpgsql SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+	known	@extschema@.replica_slave;
+	horizon	pg_snapshot;
+	here	pg_snapshot := pg_current_snapshot();
+BEGIN
+	IF pg_is_in_recovery() THEN
+		RAISE EXCEPTION 'cannot replicate from a standby server'
+			USING ERRCODE = 'object_not_in_prerequisite_state',
+			HINT = 'Let pyreplica.master_conninfo point to the primary server; target_session_attrs=read-write finds it among several hosts.';
+	END IF;
+
+	SELECT s.system_identifier::text INTO system_identifier
+	  FROM pg_control_system() s;
+	IF slave_system <> system_identifier THEN
+		RAISE EXCEPTION 'this is another master than the one slave "%" replicated from', slave
+			USING ERRCODE = 'object_not_in_prerequisite_state',
+			DETAIL = format('The slave''s position belongs to the server with system identifier %s, this one has %s.', slave_system, system_identifier),
+			HINT = 'If pyreplica.master_conninfo points to the right server, the slave has to be restored from a dump of it, with its row in pyreplica_position deleted.';
+	END IF;
+
+	-- rotation must not come between what we look at below and what we do
+	LOCK TABLE @extschema@.replica_slave IN ROW EXCLUSIVE MODE;
+
+	IF NOT pg_try_advisory_lock(1887007347, hashtext(slave)) THEN
+		RAISE EXCEPTION 'slave "%" is connected already', slave
+			USING ERRCODE = 'object_in_use',
+			DETAIL = 'Another connection replicates under this name.',
+			HINT = 'Each replica of a master needs a name of its own. After a broken connection, the old one ends within half a minute.';
+	END IF;
+
+	SELECT * INTO known FROM @extschema@.replica_slave s WHERE s.name = slave FOR UPDATE;
+	SELECT st.horizon INTO STRICT horizon FROM @extschema@.replica_log_state st;
+
+	IF slave_position IS NULL THEN
+		-- the first time: from where it was added, or the log's beginning
+		"position" := coalesce(known."position", '1:1:');
+	ELSE
+		"position" := slave_position;
+		IF pg_snapshot_xmax(slave_position) > pg_snapshot_xmax(here)
+		   OR slave_wal > pg_current_wal_insert_lsn()
+		   OR NOT coalesce(@extschema@.py_log_covers(known."position", slave_confirmed), true)
+		THEN
+			RAISE EXCEPTION 'the master is behind slave "%"', slave
+				USING ERRCODE = 'object_not_in_prerequisite_state',
+				DETAIL = format('The slave stands at transaction %s (WAL %s), the master at %s (WAL %s), and remembers the slave at %s. It must have been restored from a backup.',
+					pg_snapshot_xmax(slave_position), slave_wal,
+					pg_snapshot_xmax(here), pg_current_wal_insert_lsn(),
+					coalesce(pg_snapshot_xmax(known."position")::text, 'no position')),
+				HINT = 'Rows that the master has lost are still on the slave. Restore the slave from a dump of the master, with its row in pyreplica_position deleted.';
+		END IF;
+		IF known IS NULL THEN
+			RAISE EXCEPTION 'slave "%" is not known to the master any more', slave
+				USING ERRCODE = 'undefined_object',
+				DETAIL = 'It was dropped with py_log_drop_slave, or the master was restored from a backup.',
+				HINT = format('If it was dropped by mistake, SELECT py_log_add_slave(%L) on the master lets it continue as long as the log still has everything it needs.', slave);
+		END IF;
+	END IF;
+
+	IF NOT @extschema@.py_log_covers("position", horizon) THEN
+		RAISE EXCEPTION 'the log does not reach back to where slave "%" stands', slave
+			USING ERRCODE = 'object_not_in_prerequisite_state',
+			DETAIL = CASE WHEN slave_position IS NULL
+				THEN 'The slave is new, and the beginning of the log has been cleaned up already.'
+				ELSE 'What the slave needs next has been cleaned up already. The slave may have been restored from a backup.' END,
+			HINT = format('Register it with SELECT py_log_add_slave(%L) on the master, restore the slave''s tables from a dump taken then, and delete its row in pyreplica_position, if any.', slave);
+	END IF;
+
+	INSERT INTO @extschema@.replica_slave AS s (name, "position", attached_at)
+	VALUES (slave, py_log_attach."position", now())
+	ON CONFLICT (name) DO UPDATE
+	SET "position" = excluded."position", attached_at = excluded.attached_at;
+END
+$$;
+
+-- Turns the log to its next inner table when the current one is large, and
+-- empties those that every slave has passed.  Never waits for a lock.
+CREATE FUNCTION py_log_rotate()
+RETURNS void
+LANGUAGE plpgsql SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+	now_at	int;
+	next	int;
+	inner_table regclass;
+	slowest	pg_snapshot;
+	passed	boolean;
+BEGIN
+	-- each statement below must see what is there once it has its lock
+	IF current_setting('transaction_isolation') <> 'read committed' THEN
+		RETURN;
+	END IF;
+	-- one at a time
+	IF NOT pg_try_advisory_xact_lock(1887007333, 2) THEN
+		RETURN;
+	END IF;
+
+	SELECT last_value INTO now_at FROM @extschema@.replica_log_current;
+	next := now_at % 3 + 1;
+	IF pg_relation_size(format('@extschema@.replica_log_%s', now_at)::regclass) >
+	   pg_size_bytes(coalesce(current_setting('pyreplica.log_rotate_size', true), '64MB'))
+	   AND pg_relation_size(format('@extschema@.replica_log_%s', next)::regclass) = 0
+	THEN
+		PERFORM setval('@extschema@.replica_log_current', next);
+		now_at := next;
+	END IF;
+
+	FOR i IN 1 .. 3 LOOP
+		inner_table := format('@extschema@.replica_log_%s', i)::regclass;
+		CONTINUE WHEN i = now_at OR pg_relation_size(inner_table) = 0;
+
+		BEGIN
+			EXECUTE format('LOCK TABLE ONLY %s IN ACCESS EXCLUSIVE MODE NOWAIT', inner_table);
+			-- no position may move back behind what we look at
+			LOCK TABLE @extschema@.replica_slave IN SHARE MODE NOWAIT;
+
+			-- an entry that some slave has not passed?
+			EXECUTE format(
+				'SELECT NOT EXISTS (SELECT FROM @extschema@.replica_slave s
+					WHERE EXISTS (SELECT FROM ONLY %1$s l
+						WHERE l.xid >= pg_snapshot_xmin(s."position")
+						  AND NOT pg_visible_in_snapshot(l.xid, s."position")))
+				   AND EXISTS (SELECT FROM @extschema@.replica_slave)', inner_table)
+			   INTO passed;
+			CONTINUE WHEN NOT passed;
+
+			-- the slave that all others are ahead of
+			SELECT s."position" INTO slowest FROM @extschema@.replica_slave s
+			 WHERE NOT EXISTS (SELECT FROM @extschema@.replica_slave o
+				WHERE NOT @extschema@.py_log_covers(o."position", s."position"))
+			 LIMIT 1;
+			UPDATE @extschema@.replica_log_state
+			   SET horizon = slowest, cleaned_at = clock_timestamp()
+			 WHERE NOT @extschema@.py_log_covers(horizon, slowest);
+			EXECUTE format('TRUNCATE ONLY %s', inner_table);
+		EXCEPTION WHEN lock_not_available THEN
+			NULL;
+		END;
+	END LOOP;
+END
+$$;
+COMMENT ON FUNCTION py_log_rotate() IS
+'empties the inner log tables that every slave has passed; slaves call it now and then';
+
+-- Called by a slave: everything that "position" sees is safe there.
+CREATE FUNCTION py_log_confirm(slave text, "position" pg_snapshot)
+RETURNS void
+LANGUAGE plpgsql SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+	UPDATE @extschema@.replica_slave s
+	   SET "position" = py_log_confirm."position", confirmed_at = clock_timestamp()
+	 WHERE s.name = slave;
+	IF NOT FOUND THEN
+		RAISE EXCEPTION 'slave "%" is not known to the master any more', slave
+			USING ERRCODE = 'undefined_object',
+			DETAIL = 'It was dropped with py_log_drop_slave.';
+	END IF;
+END
+$$;
+
+CREATE VIEW pyreplica_slaves AS
+SELECT s.name,
+	   l.pid IS NOT NULL AS connected,
+	   l.pid,
+	   s.confirmed_at,
+	   b.entries AS entries_behind,
+	   b.bytes AS bytes_behind,
+	   CASE WHEN b.oldest IS NULL THEN interval '0'
+			ELSE pg_catalog.clock_timestamp() - b.oldest END AS time_behind,
+	   s."position",
+	   s.attached_at
+  FROM @extschema@.replica_slave s
+  LEFT JOIN LATERAL (
+		SELECT k.pid FROM pg_catalog.pg_locks k
+		 WHERE k.locktype = 'advisory' AND k.granted AND k.objsubid = 2
+		   AND k.database = (SELECT d.oid FROM pg_catalog.pg_database d
+							  WHERE d.datname = pg_catalog.current_database())
+		   AND k.classid = 1887007347::oid
+		   AND k.objid::bigint = (pg_catalog.hashtext(s.name)::bigint & 4294967295)
+		 LIMIT 1) l ON true
+  CROSS JOIN LATERAL (
+		SELECT pg_catalog.count(*) FILTER (WHERE e.part = 0) AS entries,
+			   coalesce(pg_catalog.sum(pg_catalog.length(e.changes)), 0) AS bytes,
+			   pg_catalog.min(e.at) AS oldest
+		  FROM @extschema@.replica_log e
+		 WHERE e.xid >= pg_catalog.pg_snapshot_xmin(s."position")
+		   AND NOT pg_catalog.pg_visible_in_snapshot(e.xid, s."position")) b;
+COMMENT ON VIEW pyreplica_slaves IS
+'pyreplica: a row per slave of this master, and how far behind it is';
+
+-- What the role of pyreplica.master_conninfo needs, and nothing more.
+CREATE FUNCTION py_log_grant(role name)
+RETURNS void
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+	EXECUTE format('GRANT USAGE ON SCHEMA @extschema@ TO %I', role);
+	EXECUTE format('GRANT SELECT ON @extschema@.replica_log, @extschema@.replica_log_sql, @extschema@.pyreplica_slaves TO %I', role);
+	EXECUTE format('GRANT EXECUTE ON FUNCTION @extschema@.py_log_attach(text, text, pg_snapshot, pg_snapshot, pg_lsn) TO %I', role);
+	EXECUTE format('GRANT EXECUTE ON FUNCTION @extschema@.py_log_confirm(text, pg_snapshot) TO %I', role);
+	EXECUTE format('GRANT EXECUTE ON FUNCTION @extschema@.py_log_rotate(), @extschema@.py_log_flush() TO %I', role);
+	EXECUTE format('GRANT EXECUTE ON FUNCTION @extschema@.py_log_changes(bytea) TO %I', role);
+END
+$$;
+COMMENT ON FUNCTION py_log_grant(name) IS
+'grants a role what a slave needs to replicate from this database';
+
+---------------------------------------------------------------------------
+-- Slave
+---------------------------------------------------------------------------
+
+-- Where each replica stands.  Written in the transaction that applies the
+-- changes, and nowhere else.
+CREATE TABLE pyreplica_position (
+	replica		text PRIMARY KEY,
+	system_identifier text NOT NULL,
+	"position"	pg_snapshot NOT NULL,
+	wal			pg_lsn NOT NULL,
+	confirmed	pg_snapshot,
+	changed_at	timestamptz NOT NULL
+) WITH (fillfactor = 50);
+SELECT pg_catalog.pg_extension_config_dump('@extschema@.pyreplica_position', '');
+COMMENT ON TABLE pyreplica_position IS
+'pyreplica: where each replica of this database stands';
+COMMENT ON COLUMN pyreplica_position.system_identifier IS 'of the master';
+COMMENT ON COLUMN pyreplica_position."position" IS 'the master''s snapshot that the rows here equal';
+COMMENT ON COLUMN pyreplica_position.wal IS 'write-ahead log position of the master at that time';
+COMMENT ON COLUMN pyreplica_position.confirmed IS 'the last position that the master is known to remember';
+
+CREATE FUNCTION pyreplica_status(
+	OUT replica text, OUT pid integer, OUT state text, OUT master text,
+	OUT database text, OUT "position" text,
+	OUT in_step_at timestamptz, OUT lag interval,
+	OUT last_window_at timestamptz,
+	OUT transactions bigint, OUT rows bigint, OUT conflicts bigint,
+	OUT errors bigint, OUT last_error text, OUT last_error_at timestamptz)
+RETURNS SETOF record
+AS 'MODULE_PATHNAME', 'pyreplica_status' LANGUAGE C STRICT VOLATILE;
+
+CREATE VIEW pyreplica_status AS
+SELECT * FROM @extschema@.pyreplica_status();
+COMMENT ON VIEW pyreplica_status IS
+'pyreplica: a row per replica that this server maintains';
+
+CREATE FUNCTION pyreplica_wait(replica text DEFAULT NULL, timeout interval DEFAULT NULL)
+RETURNS boolean
+AS 'MODULE_PATHNAME', 'pyreplica_wait' LANGUAGE C VOLATILE;
+COMMENT ON FUNCTION pyreplica_wait(text, interval) IS
+'waits until everything that was committed on the master before the call is here; false: it took too long';
+
+---------------------------------------------------------------------------
+-- Rights: nothing for everybody; see py_log_grant and pg_monitor
+---------------------------------------------------------------------------
+
+REVOKE ALL ON replica_log, replica_log_1, replica_log_2, replica_log_3,
+	replica_log_sql, replica_log_state, replica_slave, pyreplica_slaves,
+	pyreplica_position, pyreplica_status FROM PUBLIC;
+REVOKE ALL ON SEQUENCE replica_log_current FROM PUBLIC;
+REVOKE ALL ON FUNCTION
+	py_log_changes(bytea), py_log_replica(), py_log_flush(),
+	py_log_create_tg(text, text), py_log_create_tg(text),
+	py_log_drop_tg(text, text), py_log_drop_tg(text),
+	py_log_add_slave(text), py_log_drop_slave(text),
+	py_log_attach(text, text, pg_snapshot, pg_snapshot, pg_lsn),
+	py_log_rotate(), py_log_confirm(text, pg_snapshot), py_log_grant(name),
+	pyreplica_status()
+FROM PUBLIC;
+GRANT SELECT ON pyreplica_slaves, pyreplica_status TO pg_monitor;
+GRANT EXECUTE ON FUNCTION pyreplica_status() TO pg_monitor;

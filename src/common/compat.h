@@ -1,0 +1,117 @@
+/*-------------------------------------------------------------------------
+ *
+ * compat.h
+ *	  The one file that asks which server version it is compiled for.
+ *
+ * The code is written for the newest server; what is here teaches it the
+ * older ones, back to 13.
+ *
+ *-------------------------------------------------------------------------
+ */
+#ifndef PYR_COMPAT_H
+#define PYR_COMPAT_H
+
+#if PG_VERSION_NUM < 130000
+#error "pyreplica needs PostgreSQL 13 or newer on the server it is compiled for"
+#endif
+
+#include "access/genam.h"
+#include "access/htup.h"
+#include "storage/buffile.h"
+#include "storage/lock.h"
+#include "utils/guc.h"
+
+/* ExecInsertIndexTuples changed its parameters in 14 and 16 */
+#if PG_VERSION_NUM >= 160000
+#define pyr_insert_index_tuples(relinfo, slot, estate) \
+	list_free(ExecInsertIndexTuples(relinfo, slot, estate, \
+									false, false, NULL, NIL, false))
+#elif PG_VERSION_NUM >= 140000
+#define pyr_insert_index_tuples(relinfo, slot, estate) \
+	list_free(ExecInsertIndexTuples(relinfo, slot, estate, \
+									false, false, NULL, NIL))
+#else
+#define pyr_insert_index_tuples(relinfo, slot, estate) \
+	((estate)->es_result_relation_info = (relinfo), \
+	 list_free(ExecInsertIndexTuples(slot, estate, false, NULL, NIL)))
+#endif
+
+/*
+ * A set-returning function that fills a tuplestore: InitMaterializedSRF since
+ * 15, by hand before.
+ */
+#if PG_VERSION_NUM >= 150000
+#include "funcapi.h"
+#define pyr_init_materialized_srf(fcinfo) InitMaterializedSRF(fcinfo, 0)
+#else
+#include "funcapi.h"
+#include "miscadmin.h"
+static inline void
+pyr_init_materialized_srf(FunctionCallInfo fcinfo)
+{
+	ReturnSetInfo *rsinfo = (ReturnSetInfo *) fcinfo->resultinfo;
+	MemoryContext oldcontext;
+	TupleDesc	desc;
+
+	if (rsinfo == NULL || !IsA(rsinfo, ReturnSetInfo) ||
+		(rsinfo->allowedModes & SFRM_Materialize) == 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+				 errmsg("set-valued function called in context that cannot accept a set")));
+
+	oldcontext = MemoryContextSwitchTo(rsinfo->econtext->ecxt_per_query_memory);
+	if (get_call_result_type(fcinfo, NULL, &desc) != TYPEFUNC_COMPOSITE)
+		elog(ERROR, "return type must be a row type");
+	rsinfo->returnMode = SFRM_Materialize;
+	rsinfo->setResult = tuplestore_begin_heap(true, false, work_mem);
+	rsinfo->setDesc = desc;
+	MemoryContextSwitchTo(oldcontext);
+}
+#endif
+
+/* shmem_request_hook, and the rule to ask for memory only in it, came in 15 */
+#define PYR_HAVE_SHMEM_REQUEST_HOOK (PG_VERSION_NUM >= 150000)
+
+/* MarkGUCPrefixReserved came in 15 */
+#if PG_VERSION_NUM < 150000
+#define MarkGUCPrefixReserved(prefix) EmitWarningsOnPlaceholders(prefix)
+#endif
+
+/* 16 split BufFileRead: the exact one raises an error on a short read */
+#if PG_VERSION_NUM < 160000
+static inline void
+BufFileReadExact(BufFile *file, void *ptr, size_t size)
+{
+	size_t		nread = BufFileRead(file, ptr, size);
+
+	if (nread != size)
+		ereport(ERROR,
+				(errcode_for_file_access(),
+				 errmsg("could not read from temporary file: read only %zu of %zu bytes",
+						nread, size)));
+}
+
+#define BufFileWriteConst(file, ptr, size) \
+	BufFileWrite(file, unconstify(void *, (const void *) (ptr)), size)
+#else
+#define BufFileWriteConst(file, ptr, size) BufFileWrite(file, ptr, size)
+#endif
+
+/* 18 added logLockFailure */
+#if PG_VERSION_NUM >= 180000
+#define pyr_lock_try(tag, mode) \
+	LockAcquireExtended(tag, mode, false, true, false, NULL, false)
+#else
+#define pyr_lock_try(tag, mode) \
+	LockAcquireExtended(tag, mode, false, true, false, NULL)
+#endif
+
+/* 18 brought generated columns that are not stored */
+#ifdef ATTRIBUTE_GENERATED_VIRTUAL
+#define pyr_att_is_virtual(att) \
+	((att)->attgenerated == ATTRIBUTE_GENERATED_VIRTUAL)
+#else
+#define pyr_att_is_virtual(att) (false)
+#endif
+
+#endif							/* PYR_COMPAT_H */

@@ -1,0 +1,26 @@
+/*-------------------------------------------------------------------------
+ *
+ * config.h
+ *	  Every setting of pyreplica; defined and documented in config.c.
+ *
+ *-------------------------------------------------------------------------
+ */
+#ifndef PYR_CONFIG_H
+#define PYR_CONFIG_H
+
+/* master */
+extern int	capture_memory_kb;
+extern int	log_rotate_size_kb;
+
+/* slave */
+extern char *master_conninfo;
+extern char *replica_database;
+extern bool replica_enabled;
+extern int	keepalive_ms;
+extern int	window_memory_kb;
+extern int	retry_interval_max_ms;
+extern bool log_statements;
+
+extern void pyr_config_define(void);
+
+#endif							/* PYR_CONFIG_H */

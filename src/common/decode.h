@@ -1,0 +1,59 @@
+/*-------------------------------------------------------------------------
+ *
+ * decode.h
+ *	  A transaction's bytes back into changes.
+ *
+ *-------------------------------------------------------------------------
+ */
+#ifndef PYR_DECODE_H
+#define PYR_DECODE_H
+
+#include "common/format.h"
+
+typedef struct PyrShapeColumn
+{
+	char	   *name;
+	Oid			type;			/* 0: the value is text */
+} PyrShapeColumn;
+
+/* what changes of one form share; lives as long as its decoder */
+typedef struct PyrShape
+{
+	const char *bytes;			/* as written; tells shapes apart */
+	int			len;
+	PyrVerb		verb;
+	char	   *schema;
+	char	   *table;
+	int			nkey;
+	int			nset;
+	PyrShapeColumn *columns;	/* nkey + nset of them */
+	void	   *target;			/* for the user of the shape; NULL at first */
+} PyrShape;
+
+/* bytes of a value; len < 0: NULL */
+typedef struct PyrValue
+{
+	const char *data;
+	int			len;
+} PyrValue;
+
+typedef struct PyrChange
+{
+	PyrShape   *shape;
+	PyrValue   *values;			/* nkey + nset of them */
+} PyrChange;
+
+/*
+ * Gives the next piece of the transaction's bytes; false: there is none.  The
+ * piece must stay where it is until the next call.
+ */
+typedef bool (*PyrSource) (void *arg, const char **data, size_t *len);
+
+typedef struct PyrDecoder PyrDecoder;
+
+extern PyrDecoder *pyr_decoder_create(MemoryContext parent, int encoding);
+extern void pyr_decoder_begin(PyrDecoder *decoder, PyrSource source, void *arg);
+extern bool pyr_decoder_next(PyrDecoder *decoder, PyrChange *change);
+extern void pyr_decoder_free(PyrDecoder *decoder);
+
+#endif							/* PYR_DECODE_H */

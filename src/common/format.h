@@ -1,0 +1,72 @@
+/*-------------------------------------------------------------------------
+ *
+ * format.h
+ *	  How the changes of one transaction are written down.
+ *
+ * The trigger on the master and the worker on the slave share nothing but
+ * this.  The changes of one transaction are one stream of bytes, cut at
+ * arbitrary places into the "changes" column of its replica_log entries
+ * (part 0, 1, 2 ...).  Tables, columns and values travel by name; nothing in
+ * here is an OID of a user's object.
+ *
+ *	stream	:= header shape* change*
+ *	header	:= version:byte flags:byte(0) nshapes:varint body:varint
+ *	shape	:= length:varint verb:byte schema:string table:string
+ *			   nkey:varint nset:varint column{nkey + nset}
+ *	column	:= name:string type:varint
+ *	change	:= shape:varint value{nkey + nset}
+ *	value	:= 0 (NULL) | length+1:varint bytes
+ *	string	:= length:varint bytes
+ *	varint	:= 7 bits a byte, least significant first, high bit: more follows
+ *
+ * "body" is the number of bytes that the changes take, so that a reader knows
+ * where the transaction ends and notices an entry that is missing.
+ *
+ * A shape is what changes of the same form share: what is done to which
+ * columns of which table.  It is exactly what a prepared statement needs to
+ * know.  Its first nkey columns identify the row, the others are set:
+ *
+ *	'I'  insert: key and set columns together are the new row
+ *	'U'  update: the key as it was; the columns that changed, as they are now
+ *	'D'  delete: the key
+ *	'T'  truncate: no columns
+ *
+ * A column's type tells how its values are written: the OID of a built-in
+ * type means the bytes that values.c documents for it (binary, the same for
+ * every server version); 0 means the type's text output.  All text is in the
+ * encoding of the master's database.
+ *
+ *-------------------------------------------------------------------------
+ */
+#ifndef PYR_FORMAT_H
+#define PYR_FORMAT_H
+
+#define PYR_FORMAT_VERSION		1
+
+typedef enum PyrVerb
+{
+	PYR_INSERT = 'I',
+	PYR_UPDATE = 'U',
+	PYR_DELETE = 'D',
+	PYR_TRUNCATE = 'T'
+} PyrVerb;
+
+/* the widest a varint can be */
+#define PYR_VARINT_MAX			10
+
+/*
+ * Writes v at p and returns the place behind it; needs PYR_VARINT_MAX bytes.
+ */
+static inline char *
+pyr_put_varint(char *p, uint64 v)
+{
+	while (v >= 0x80)
+	{
+		*p++ = (char) (v | 0x80);
+		v >>= 7;
+	}
+	*p++ = (char) v;
+	return p;
+}
+
+#endif							/* PYR_FORMAT_H */

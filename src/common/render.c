@@ -1,0 +1,221 @@
+/*-------------------------------------------------------------------------
+ *
+ * render.c
+ *	  A change as the SQL it stands for, for people to read: in the view
+ *	  replica_log_sql, in "Executing:" lines and in error messages.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "common/compat.h"
+#include "common/render.h"
+#include "common/values.h"
+#include "fmgr.h"
+#include "funcapi.h"
+#include "mb/pg_wchar.h"
+#include "miscadmin.h"
+#include "utils/builtins.h"
+#include "utils/lsyscache.h"
+
+PG_FUNCTION_INFO_V1(py_log_changes);
+
+static void
+render_value(StringInfo out, PyrShapeColumn *column, PyrValue *value,
+			 int encoding)
+{
+	PyrWire		wire;
+	FmgrInfo	receive;
+	Oid			ioparam = InvalidOid;
+	Oid			function;
+	bool		is_varlena;
+	Datum		datum;
+	char	   *text;
+
+	if (value->len < 0)
+	{
+		appendStringInfoString(out, "NULL");
+		return;
+	}
+
+	wire = OidIsValid(column->type) ? pyr_wire_of_type(column->type)
+		: PYR_WIRE_TEXT;
+	if (wire == PYR_WIRE_TEXT)
+	{
+		/* terminated, for the conversion may hand it back as it is */
+		char	   *copy = pnstrdup(value->data, value->len);
+
+		text = pg_any_to_server(copy, value->len, encoding);
+	}
+	else
+	{
+		if (wire == PYR_WIRE_SEND)
+		{
+			getTypeBinaryInputInfo(column->type, &function, &ioparam);
+			fmgr_info(function, &receive);
+		}
+		datum = pyr_wire_decode(wire, value->data, value->len,
+								&receive, ioparam, encoding);
+		getTypeOutputInfo(column->type, &function, &is_varlena);
+		text = OidOutputFunctionCall(function, datum);
+	}
+	appendStringInfoString(out, quote_literal_cstr(text));
+}
+
+static void
+render_columns(StringInfo out, PyrChange *change, int from, int to,
+			   const char *separator, int encoding)
+{
+	for (int i = from; i < to; i++)
+	{
+		PyrShapeColumn *column = &change->shape->columns[i];
+		bool		is_null_key = i < change->shape->nkey &&
+			change->values[i].len < 0;
+
+		if (i > from)
+			appendStringInfoString(out, separator);
+		appendStringInfoString(out, quote_identifier(column->name));
+		appendStringInfoString(out, is_null_key ? " IS " : "=");
+		render_value(out, column, &change->values[i], encoding);
+	}
+}
+
+/*
+ * Appends the key as "id1='1' AND id2='2'".
+ */
+void
+pyr_render_key(StringInfo out, PyrChange *change, int encoding)
+{
+	render_columns(out, change, 0, change->shape->nkey, " AND ", encoding);
+}
+
+static void
+render_insert(StringInfo out, PyrChange *change, int encoding)
+{
+	int			n = change->shape->nkey + change->shape->nset;
+
+	appendStringInfoString(out, " (");
+	for (int i = 0; i < n; i++)
+		appendStringInfo(out, "%s%s", i > 0 ? ", " : "",
+						 quote_identifier(change->shape->columns[i].name));
+	appendStringInfoString(out, ") VALUES (");
+	for (int i = 0; i < n; i++)
+	{
+		if (i > 0)
+			appendStringInfoString(out, ", ");
+		render_value(out, &change->shape->columns[i], &change->values[i],
+					 encoding);
+	}
+	appendStringInfoChar(out, ')');
+}
+
+/*
+ * Appends the statement that the change stands for.
+ */
+void
+pyr_render_change(StringInfo out, PyrChange *change, int encoding)
+{
+	PyrShape   *shape = change->shape;
+	char	   *table = quote_qualified_identifier(shape->schema, shape->table);
+
+	switch (shape->verb)
+	{
+		case PYR_INSERT:
+			appendStringInfo(out, "INSERT INTO %s", table);
+			render_insert(out, change, encoding);
+			break;
+
+		case PYR_UPDATE:
+			appendStringInfo(out, "UPDATE %s SET ", table);
+			render_columns(out, change, shape->nkey,
+						   shape->nkey + shape->nset, ", ", encoding);
+			appendStringInfoString(out, " WHERE ");
+			pyr_render_key(out, change, encoding);
+			break;
+
+		case PYR_DELETE:
+			appendStringInfo(out, "DELETE FROM %s WHERE ", table);
+			pyr_render_key(out, change, encoding);
+			break;
+
+		case PYR_TRUNCATE:
+			appendStringInfo(out, "TRUNCATE ONLY %s", table);
+			break;
+	}
+}
+
+static const char *
+verb_name(PyrVerb verb)
+{
+	switch (verb)
+	{
+		case PYR_INSERT:
+			return "INSERT";
+		case PYR_UPDATE:
+			return "UPDATE";
+		case PYR_DELETE:
+			return "DELETE";
+		case PYR_TRUNCATE:
+			return "TRUNCATE";
+	}
+	return "?";
+}
+
+/* a PyrSource that knows one piece */
+static bool
+single_piece(void *arg, const char **data, size_t *len)
+{
+	bytea	  **piece = arg;
+
+	if (*piece == NULL)
+		return false;
+	*data = VARDATA_ANY(*piece);
+	*len = VARSIZE_ANY_EXHDR(*piece);
+	*piece = NULL;
+	return true;
+}
+
+/*
+ * py_log_changes(bytea) returns setof record: the changes of a whole
+ * transaction, all parts of its "changes" put together.  See replica_log_sql.
+ */
+Datum
+py_log_changes(PG_FUNCTION_ARGS)
+{
+	bytea	   *piece = PG_GETARG_BYTEA_PP(0);
+	ReturnSetInfo *rsinfo = (ReturnSetInfo *) fcinfo->resultinfo;
+	PyrDecoder *decoder;
+	PyrChange	change;
+	MemoryContext context;
+	int64		number = 0;
+
+	pyr_init_materialized_srf(fcinfo);
+
+	context = AllocSetContextCreate(CurrentMemoryContext, "pyreplica change",
+									ALLOCSET_DEFAULT_SIZES);
+	decoder = pyr_decoder_create(CurrentMemoryContext, GetDatabaseEncoding());
+	pyr_decoder_begin(decoder, single_piece, &piece);
+	while (pyr_decoder_next(decoder, &change))
+	{
+		MemoryContext oldcontext = MemoryContextSwitchTo(context);
+		StringInfoData statement;
+		Datum		values[5];
+		bool		isnull[5] = {false};
+
+		initStringInfo(&statement);
+		pyr_render_change(&statement, &change, GetDatabaseEncoding());
+		values[0] = Int64GetDatum(++number);
+		values[1] = CStringGetTextDatum(change.shape->schema);
+		values[2] = CStringGetTextDatum(change.shape->table);
+		values[3] = CStringGetTextDatum(verb_name(change.shape->verb));
+		values[4] = CStringGetTextDatum(statement.data);
+		tuplestore_putvalues(rsinfo->setResult, rsinfo->setDesc,
+							 values, isnull);
+		MemoryContextSwitchTo(oldcontext);
+		MemoryContextReset(context);
+		CHECK_FOR_INTERRUPTS();
+	}
+	MemoryContextDelete(context);
+
+	return (Datum) 0;
+}

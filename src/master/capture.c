@@ -1,0 +1,532 @@
+/*-------------------------------------------------------------------------
+ *
+ * capture.c
+ *	  The row trigger: what of a change has to be logged.
+ *
+ * In comes a row as it was and as it is, out go the key and the columns that
+ * changed, encoded as format.h tells, at the end of the transaction's buffer.
+ * Nothing is written to a table here; that is log.c's part, before commit.
+ *
+ * The order of changes.  The server calls row triggers after the statement,
+ * and finishes nested statements, their triggers included, before it goes on
+ * with the outer statement's.  So when a trigger of the application changes a
+ * row whose own trigger call is still to come, we see the later change first.
+ * Both tell what happened to one row, and applying them the wrong way round
+ * would lose the row or resurrect an old value.  It is recognized exactly:
+ * the later change replaces a row version that this transaction created, by a
+ * command whose triggers are still being called.  We remember that version's
+ * place, and when the call that tells of its creation comes, that change is
+ * moved before the one that needs it (txbuffer.c).  Log triggers are named to
+ * fire first, so in the common case (a trigger changes the very row it was
+ * called for) nothing has to be moved.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "access/detoast.h"
+#include "access/htup_details.h"
+#include "access/xact.h"
+#include "catalog/pg_type.h"
+#include "commands/trigger.h"
+#include "common/compat.h"
+#include "common/format.h"
+#include "executor/tuptable.h"
+#include "lib/stringinfo.h"
+#include "master/capture.h"
+#include "master/log.h"
+#include "master/relinfo.h"
+#include "master/txbuffer.h"
+#include "miscadmin.h"
+#include "port/pg_bswap.h"
+#include "utils/builtins.h"
+#include "utils/bytea.h"
+#include "utils/datum.h"
+#include "utils/float.h"
+#include "utils/fmgrprotos.h"
+#include "utils/guc.h"
+#include "utils/hsearch.h"
+#include "utils/lsyscache.h"
+#include "utils/memutils.h"
+#include "utils/uuid.h"
+
+PG_FUNCTION_INFO_V1(py_log_replica);
+
+/* trigger nesting that we keep an eye on; deeper ones count as the deepest */
+#define MAX_DEPTH	16
+
+/* a row version whose creation has not been captured yet */
+typedef struct VersionKey
+{
+	Oid			relid;
+	ItemPointerData tid;
+	uint16		unused;			/* keys are compared as bytes */
+} VersionKey;
+
+typedef struct Version
+{
+	VersionKey	key;
+	uint64		replaced_at;	/* where the change that replaced it is */
+} Version;
+
+/*
+ * The order of the running transaction's changes.
+ */
+static struct
+{
+	CommandId	firing[MAX_DEPTH];	/* command whose triggers are being called,
+									 * by depth; the first is for depth 1 */
+	CommandId	latest;			/* latest command captured */
+	HTAB	   *pending;		/* Version; NULL if there never was one */
+}			order;
+
+/*
+ * Output functions whose result depends on settings see these values, so that
+ * every slave can read what they write.
+ */
+static int
+pin_settings(PyrRelInfo *info)
+{
+	int			nestlevel;
+
+	if (!info->has_text)
+		return -1;
+
+	nestlevel = NewGUCNestLevel();
+	if (info->has_names)
+		(void) set_config_option("search_path", "pg_catalog",
+								 PGC_USERSET, PGC_S_SESSION,
+								 GUC_ACTION_SAVE, true, 0, false);
+	if (DateStyle != USE_ISO_DATES)
+		(void) set_config_option("datestyle", "ISO",
+								 PGC_USERSET, PGC_S_SESSION,
+								 GUC_ACTION_SAVE, true, 0, false);
+	if (IntervalStyle != INTSTYLE_POSTGRES)
+		(void) set_config_option("intervalstyle", "postgres",
+								 PGC_USERSET, PGC_S_SESSION,
+								 GUC_ACTION_SAVE, true, 0, false);
+	if (extra_float_digits < 1)
+		(void) set_config_option("extra_float_digits", "1",
+								 PGC_USERSET, PGC_S_SESSION,
+								 GUC_ACTION_SAVE, true, 0, false);
+	if (bytea_output != BYTEA_OUTPUT_HEX)
+		(void) set_config_option("bytea_output", "hex",
+								 PGC_USERSET, PGC_S_SESSION,
+								 GUC_ACTION_SAVE, true, 0, false);
+	return nestlevel;
+}
+
+/*
+ * Whether two values of a column are the same, bit by bit.  Values that are
+ * stored out of line in the same place are, without reading them.
+ */
+static bool
+is_same(PyrColumn *column, Datum a, Datum b)
+{
+	if (column->typbyval || column->typlen != -1)
+		return datum_image_eq(a, b, column->typbyval, column->typlen);
+
+	if (VARSIZE_ANY(DatumGetPointer(a)) == VARSIZE_ANY(DatumGetPointer(b)) &&
+		memcmp(DatumGetPointer(a), DatumGetPointer(b),
+			   VARSIZE_ANY(DatumGetPointer(a))) == 0)
+		return true;
+	return datum_image_eq(a, b, false, -1);
+}
+
+/*
+ * The columns of which the new row differs from the old one.
+ */
+static Bitmapset *
+changed_columns(PyrRelInfo *info, TupleTableSlot *old, TupleTableSlot *new)
+{
+	Bitmapset  *changed = NULL;
+
+	slot_getallattrs(old);
+	slot_getallattrs(new);
+
+	for (int i = 0; i < info->natts; i++)
+	{
+		PyrColumn  *column = &info->columns[i];
+
+		if (!column->captured)
+			continue;
+		if (old->tts_isnull[i] != new->tts_isnull[i] ||
+			(!old->tts_isnull[i] &&
+			 !is_same(column, old->tts_values[i], new->tts_values[i])))
+			changed = bms_add_member(changed, i);
+	}
+	return changed;
+}
+
+static Bitmapset *
+columns_but_key(PyrRelInfo *info)
+{
+	Bitmapset  *columns = NULL;
+
+	for (int i = 0; i < info->natts; i++)
+	{
+		if (info->columns[i].captured && !info->columns[i].is_key)
+			columns = bms_add_member(columns, i);
+	}
+	return columns;
+}
+
+static void
+append_varint(uint64 v)
+{
+	char		bytes[PYR_VARINT_MAX];
+
+	pyr_txbuffer_append(bytes, pyr_put_varint(bytes, v) - bytes);
+}
+
+static void
+append_bytes(const char *data, size_t len)
+{
+	append_varint((uint64) len + 1);
+	pyr_txbuffer_append(data, len);
+}
+
+/* a short value and its length go in one piece */
+static void
+append_short(const void *data, int len)
+{
+	char		bytes[1 + 16];
+
+	Assert(len <= 16);
+	bytes[0] = (char) (len + 1);
+	memcpy(bytes + 1, data, len);
+	pyr_txbuffer_append(bytes, len + 1);
+}
+
+static void
+append_varlena(Datum value)
+{
+	struct varlena *plain = PG_DETOAST_DATUM_PACKED(value);
+
+	append_bytes(VARDATA_ANY(plain), VARSIZE_ANY_EXHDR(plain));
+
+	/* it may be huge, and a row may have many */
+	if (plain != (struct varlena *) DatumGetPointer(value))
+		pfree(plain);
+}
+
+static void
+append_value(PyrColumn *column, Datum value, bool isnull)
+{
+	if (isnull)
+	{
+		append_varint(0);
+		return;
+	}
+
+	switch (column->wire)
+	{
+		case PYR_WIRE_BYTE:
+			{
+				char		byte = DatumGetChar(value);
+
+				append_short(&byte, 1);
+				break;
+			}
+		case PYR_WIRE_INT16:
+			{
+				uint16		u16 = pg_hton16((uint16) DatumGetInt16(value));
+
+				append_short(&u16, 2);
+				break;
+			}
+		case PYR_WIRE_INT32:
+			{
+				uint32		u32 = pg_hton32((uint32) DatumGetInt32(value));
+
+				append_short(&u32, 4);
+				break;
+			}
+		case PYR_WIRE_INT64:
+			{
+				uint64		u64 = pg_hton64((uint64) DatumGetInt64(value));
+
+				append_short(&u64, 8);
+				break;
+			}
+		case PYR_WIRE_FLOAT4:
+			{
+				float4		f = DatumGetFloat4(value);
+				uint32		u32;
+
+				memcpy(&u32, &f, 4);
+				u32 = pg_hton32(u32);
+				append_short(&u32, 4);
+				break;
+			}
+		case PYR_WIRE_FLOAT8:
+			{
+				float8		f = DatumGetFloat8(value);
+				uint64		u64;
+
+				memcpy(&u64, &f, 8);
+				u64 = pg_hton64(u64);
+				append_short(&u64, 8);
+				break;
+			}
+		case PYR_WIRE_UUID:
+			append_short(DatumGetPointer(value), UUID_LEN);
+			break;
+
+		case PYR_WIRE_STRING:
+		case PYR_WIRE_BYTES:
+			append_varlena(value);
+			break;
+
+		case PYR_WIRE_SEND:
+			{
+				bytea	   *sent = SendFunctionCall(&column->output, value);
+
+				append_bytes(VARDATA(sent), VARSIZE(sent) - VARHDRSZ);
+				pfree(sent);
+				break;
+			}
+		case PYR_WIRE_TEXT:
+			{
+				char	   *text = OutputFunctionCall(&column->output, value);
+
+				append_bytes(text, strlen(text));
+				pfree(text);
+				break;
+			}
+	}
+}
+
+/*
+ * Appends one change: the key out of one row, the set columns out of another.
+ */
+static void
+append_change(PyrRelInfo *info, PyrVerb verb, Bitmapset *set,
+			  TupleTableSlot *key_row, TupleTableSlot *set_row)
+{
+	int			nestlevel;
+	int			i;
+
+	append_varint(pyr_log_shape(info, verb, set));
+
+	nestlevel = pin_settings(info);
+	slot_getallattrs(key_row);
+	for (i = 0; i < info->nkey; i++)
+	{
+		int			att = info->key[i] - 1;
+
+		append_value(&info->columns[att],
+					 key_row->tts_values[att], key_row->tts_isnull[att]);
+	}
+
+	i = -1;
+	while ((i = bms_next_member(set, i)) >= 0)
+		append_value(&info->columns[i],
+					 set_row->tts_values[i], set_row->tts_isnull[i]);
+
+	if (nestlevel >= 0)
+		AtEOXact_GUC(true, nestlevel);
+}
+
+/*
+ * Whether the triggers of that command of our transaction may still be being
+ * called, so that we have not yet seen all that it did.
+ */
+static bool
+is_firing(CommandId cid, int depth)
+{
+	if (cid > order.latest)
+		return true;
+	for (int i = 0; i < Min(depth, MAX_DEPTH) - 1; i++)
+	{
+		if (order.firing[i] == cid)
+			return true;
+	}
+	return false;
+}
+
+static VersionKey
+version_key(HeapTuple tuple)
+{
+	VersionKey	key;
+
+	memset(&key, 0, sizeof(key));
+	key.relid = tuple->t_tableOid;
+	key.tid = tuple->t_self;
+	return key;
+}
+
+/*
+ * A nested statement replaced a row version: remember the place if the
+ * version's own creation is still to be captured.
+ */
+static void
+note_replaced(HeapTuple old, uint64 place, int depth)
+{
+	VersionKey	key;
+	Version    *version;
+	bool		found;
+
+	if (depth <= 1 ||
+		!TransactionIdIsCurrentTransactionId(HeapTupleHeaderGetXmin(old->t_data)) ||
+		!is_firing(HeapTupleHeaderGetCmin(old->t_data), depth))
+		return;
+
+	if (order.pending == NULL)
+	{
+		HASHCTL		ctl = {0};
+
+		ctl.keysize = sizeof(VersionKey);
+		ctl.entrysize = sizeof(Version);
+		ctl.hcxt = TopTransactionContext;
+		order.pending = hash_create("pyreplica pending row versions", 64, &ctl,
+									HASH_ELEM | HASH_BLOBS | HASH_CONTEXT);
+	}
+	key = version_key(old);
+	version = hash_search(order.pending, &key, HASH_ENTER, &found);
+	version->replaced_at = place;
+}
+
+/*
+ * A row version's creation has been captured, from start to the buffer's end:
+ * if the version has been replaced already, that comes later.
+ */
+static void
+note_created(HeapTuple new, uint64 start)
+{
+	VersionKey	key;
+	Version    *version;
+
+	if (order.pending == NULL || hash_get_num_entries(order.pending) == 0)
+		return;
+
+	key = version_key(new);
+	version = hash_search(order.pending, &key, HASH_FIND, NULL);
+	if (version == NULL)
+		return;
+
+	pyr_txbuffer_move(start, pyr_txbuffer_size(), version->replaced_at);
+	hash_search(order.pending, &key, HASH_REMOVE, NULL);
+}
+
+static void
+note_command(CommandId cid, int depth)
+{
+	order.firing[Min(depth, MAX_DEPTH) - 1] = cid;
+	if (cid > order.latest)
+		order.latest = cid;
+}
+
+static void
+capture_row(TriggerData *trigdata, PyrRelInfo *info)
+{
+	TriggerEvent event = trigdata->tg_event;
+	uint64		start = pyr_txbuffer_size();
+	int			depth = DatumGetInt32(pg_trigger_depth(NULL));
+
+	if (TRIGGER_FIRED_BY_INSERT(event))
+	{
+		HeapTuple	row = trigdata->tg_trigtuple;
+
+		append_change(info, PYR_INSERT, columns_but_key(info),
+					  trigdata->tg_trigslot, trigdata->tg_trigslot);
+		note_created(row, start);
+		note_command(HeapTupleHeaderGetCmin(row->t_data), depth);
+	}
+	else if (TRIGGER_FIRED_BY_UPDATE(event))
+	{
+		HeapTuple	row = trigdata->tg_newtuple;
+		Bitmapset  *changed = changed_columns(info, trigdata->tg_trigslot,
+											  trigdata->tg_newslot);
+
+		if (bms_is_empty(changed))
+			return;
+		append_change(info, PYR_UPDATE, changed,
+					  trigdata->tg_trigslot, trigdata->tg_newslot);
+		note_created(row, start);
+		note_replaced(trigdata->tg_trigtuple, start, depth);
+		note_command(HeapTupleHeaderGetCmin(row->t_data), depth);
+	}
+	else
+	{
+		HeapTuple	row = trigdata->tg_trigtuple;
+
+		append_change(info, PYR_DELETE, NULL, trigdata->tg_trigslot, NULL);
+		note_replaced(row, start, depth);
+		note_command(HeapTupleHeaderGetCmax(row->t_data), depth);
+	}
+}
+
+static void
+check_trigger(FunctionCallInfo fcinfo)
+{
+	TriggerData *trigdata = (TriggerData *) fcinfo->context;
+
+	if (!CALLED_AS_TRIGGER(fcinfo))
+		ereport(ERROR,
+				(errcode(ERRCODE_E_R_I_E_TRIGGER_PROTOCOL_VIOLATED),
+				 errmsg("function \"%s\" was not called by trigger manager",
+						"py_log_replica")));
+
+	if (!TRIGGER_FIRED_AFTER(trigdata->tg_event) ||
+		TRIGGER_FIRED_FOR_ROW(trigdata->tg_event) ==
+		TRIGGER_FIRED_BY_TRUNCATE(trigdata->tg_event))
+		ereport(ERROR,
+				(errcode(ERRCODE_E_R_I_E_TRIGGER_PROTOCOL_VIOLATED),
+				 errmsg("trigger \"%s\" must be fired AFTER, and FOR EACH ROW (TRUNCATE: FOR EACH STATEMENT)",
+						trigdata->tg_trigger->tgname),
+				 errhint("Use py_log_create_tg to create the log triggers.")));
+}
+
+/*
+ * py_log_replica('tablename', 'keycolumn' ...) is the log trigger's function.
+ * The first argument is there because PyReplica had it; the table logged is
+ * the one that the trigger is on, under the name it has at that time.  If the
+ * other arguments do not name columns, the primary key is used.
+ */
+Datum
+py_log_replica(PG_FUNCTION_ARGS)
+{
+	TriggerData *trigdata = (TriggerData *) fcinfo->context;
+	PyrRelInfo *info;
+
+	check_trigger(fcinfo);
+
+	info = pyr_relinfo_get(trigdata->tg_relation, trigdata->tg_trigger);
+	pyr_log_begin_change(trigdata->tg_trigger->tgfoid);
+
+	if (TRIGGER_FIRED_BY_TRUNCATE(trigdata->tg_event))
+		append_varint(pyr_log_shape(info, PYR_TRUNCATE, NULL));
+	else
+		capture_row(trigdata, info);
+
+	return PointerGetDatum(NULL);
+}
+
+/*
+ * Forgets what refers to changes past size, when a savepoint is rolled back.
+ */
+void
+pyr_capture_cut(uint64 size)
+{
+	HASH_SEQ_STATUS status;
+	Version    *version;
+
+	if (order.pending == NULL)
+		return;
+	hash_seq_init(&status, order.pending);
+	while ((version = hash_seq_search(&status)) != NULL)
+	{
+		if (version->replaced_at >= size)
+			hash_search(order.pending, &version->key, HASH_REMOVE, NULL);
+	}
+}
+
+/*
+ * Forgets the order of changes, at the end of each transaction.
+ */
+void
+pyr_capture_end_transaction(void)
+{
+	memset(&order, 0, sizeof(order));
+}

@@ -1,0 +1,14 @@
+/*-------------------------------------------------------------------------
+ *
+ * capture.h
+ *	  The row trigger.
+ *
+ *-------------------------------------------------------------------------
+ */
+#ifndef PYR_CAPTURE_H
+#define PYR_CAPTURE_H
+
+extern void pyr_capture_cut(uint64 size);
+extern void pyr_capture_end_transaction(void);
+
+#endif							/* PYR_CAPTURE_H */

@@ -1,0 +1,294 @@
+/*-------------------------------------------------------------------------
+ *
+ * relinfo.c
+ *	  What capture needs to know of a table, per log trigger.
+ *
+ * Built when a session first changes the table, thrown away when the server
+ * says that the table changed.  Invalidation may arrive at any moment, also
+ * in the middle of capturing a row, so it only sets a flag; what a running
+ * capture may still look at is freed at the end of the transaction.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "access/genam.h"
+#include "access/htup_details.h"
+#include "access/relation.h"
+#include "catalog/pg_attribute.h"
+#include "catalog/pg_index.h"
+#include "catalog/pg_type.h"
+#include "common/compat.h"
+#include "master/relinfo.h"
+#include "utils/builtins.h"
+#include "utils/hsearch.h"
+#include "utils/inval.h"
+#include "utils/lsyscache.h"
+#include "utils/memutils.h"
+#include "utils/syscache.h"
+
+typedef struct CacheEntry
+{
+	Oid			trigger;		/* hash key */
+	PyrRelInfo *info;
+} CacheEntry;
+
+static HTAB *cache = NULL;
+static List *outdated = NIL;	/* contexts to delete, in TopMemoryContext */
+static uint32 last_generation = 0;
+
+static void
+relcache_callback(Datum arg, Oid relid)
+{
+	HASH_SEQ_STATUS status;
+	CacheEntry *entry;
+
+	hash_seq_init(&status, cache);
+	while ((entry = hash_seq_search(&status)) != NULL)
+	{
+		if (entry->info != NULL &&
+			(relid == InvalidOid || entry->info->relid == relid))
+			entry->info->valid = false;
+	}
+}
+
+static void
+create_cache(void)
+{
+	HASHCTL		ctl = {0};
+
+	ctl.keysize = sizeof(Oid);
+	ctl.entrysize = sizeof(CacheEntry);
+	cache = hash_create("pyreplica tables", 64, &ctl, HASH_ELEM | HASH_BLOBS);
+	CacheRegisterRelcacheCallback(relcache_callback, (Datum) 0);
+}
+
+/*
+ * The key columns named by the trigger's arguments (the first argument is the
+ * table's name, as in PyReplica), or an empty list if they do not name
+ * columns, say because one was renamed since.
+ */
+static List *
+key_from_trigger(Relation rel, Trigger *trigger)
+{
+	List	   *key = NIL;
+
+	for (int i = 1; i < trigger->tgnargs; i++)
+	{
+		AttrNumber	attnum = get_attnum(RelationGetRelid(rel),
+										trigger->tgargs[i]);
+
+		if (attnum <= 0 || list_member_int(key, attnum))
+			return NIL;
+		key = lappend_int(key, attnum);
+	}
+	return key;
+}
+
+/*
+ * The columns of the primary key, deferrable ones too (which the relcache's
+ * own primary-key index leaves out before 18); empty if there is none.
+ */
+static List *
+key_from_primary_key(Relation rel)
+{
+	List	   *key = NIL;
+	List	   *indexes = RelationGetIndexList(rel);
+	ListCell   *cell;
+
+	foreach(cell, indexes)
+	{
+		HeapTuple	tuple;
+		Form_pg_index index;
+
+		tuple = SearchSysCache1(INDEXRELID, ObjectIdGetDatum(lfirst_oid(cell)));
+		if (!HeapTupleIsValid(tuple))
+			elog(ERROR, "cache lookup failed for index %u", lfirst_oid(cell));
+		index = (Form_pg_index) GETSTRUCT(tuple);
+		if (index->indisprimary)
+		{
+			for (int i = 0; i < index->indnkeyatts; i++)
+				key = lappend_int(key, index->indkey.values[i]);
+		}
+		ReleaseSysCache(tuple);
+	}
+	list_free(indexes);
+	return key;
+}
+
+/*
+ * Whether the type's output is a name, qualified or not as search_path asks.
+ */
+static bool
+is_name_type(Oid type)
+{
+	switch (type)
+	{
+		case REGPROCOID:
+		case REGPROCEDUREOID:
+		case REGOPEROID:
+		case REGOPERATOROID:
+		case REGCLASSOID:
+		case REGTYPEOID:
+		case REGCONFIGOID:
+		case REGDICTIONARYOID:
+		case REGCOLLATIONOID:
+			return true;
+		default:
+			return false;
+	}
+}
+
+static void
+fill_column(PyrColumn *column, Form_pg_attribute att)
+{
+	Oid			function;
+	bool		is_varlena;
+	Oid			basetype;
+
+	column->captured = !att->attisdropped && !pyr_att_is_virtual(att);
+	if (!column->captured)
+		return;
+
+	basetype = getBaseType(att->atttypid);
+	column->name = pstrdup(NameStr(att->attname));
+	column->typlen = att->attlen;
+	column->typbyval = att->attbyval;
+	column->typalign = att->attalign;
+	column->wire = pyr_wire_of_type(basetype);
+	column->type = column->wire == PYR_WIRE_TEXT ? InvalidOid : basetype;
+	if (column->wire == PYR_WIRE_TEXT)
+	{
+		getTypeOutputInfo(att->atttypid, &function, &is_varlena);
+		fmgr_info_cxt(function, &column->output, CurrentMemoryContext);
+	}
+	else if (column->wire == PYR_WIRE_SEND)
+	{
+		getTypeBinaryOutputInfo(basetype, &function, &is_varlena);
+		fmgr_info_cxt(function, &column->output, CurrentMemoryContext);
+	}
+}
+
+/*
+ * Looks the table up in the catalogs.  Runs in the new entry's context.
+ */
+static void
+fill_info(PyrRelInfo *info, Relation rel, Trigger *trigger)
+{
+	TupleDesc	desc = RelationGetDescr(rel);
+	List	   *key;
+	ListCell   *cell;
+
+	info->schema = get_namespace_name(RelationGetNamespace(rel));
+	info->table = pstrdup(RelationGetRelationName(rel));
+	info->natts = desc->natts;
+	info->columns = palloc0(desc->natts * sizeof(PyrColumn));
+
+	key = key_from_trigger(rel, trigger);
+	if (key == NIL)
+		key = key_from_primary_key(rel);
+	if (key == NIL)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_OBJECT_DEFINITION),
+				 errmsg("cannot log changes of table \"%s.%s\": trigger \"%s\" names no usable key",
+						info->schema, info->table, trigger->tgname),
+				 errdetail("The table has no primary key, and the trigger's arguments are not columns of it."),
+				 errhint("Call py_log_create_tg('%s', '%s') once the table has a primary key, or py_log_drop_tg to stop logging it.",
+						 info->schema, info->table)));
+
+	for (int i = 0; i < desc->natts; i++)
+	{
+		Form_pg_attribute att = TupleDescAttr(desc, i);
+		PyrColumn  *column = &info->columns[i];
+
+		fill_column(column, att);
+		if (!column->captured || column->wire != PYR_WIRE_TEXT)
+			continue;
+		info->has_text = true;
+		if (is_name_type(getBaseType(att->atttypid)) ||
+			is_name_type(get_element_type(att->atttypid)))
+			info->has_names = true;
+	}
+
+	info->nkey = list_length(key);
+	info->key = palloc(info->nkey * sizeof(AttrNumber));
+	foreach(cell, key)
+	{
+		AttrNumber	attnum = lfirst_int(cell);
+
+		info->key[foreach_current_index(cell)] = attnum;
+		info->columns[attnum - 1].is_key = true;
+	}
+}
+
+static PyrRelInfo *
+build(Relation rel, Trigger *trigger)
+{
+	MemoryContext context;
+	MemoryContext oldcontext;
+	PyrRelInfo *info;
+
+	context = AllocSetContextCreate(CurrentMemoryContext,
+									"pyreplica table",
+									ALLOCSET_SMALL_SIZES);
+	oldcontext = MemoryContextSwitchTo(context);
+	info = palloc0(sizeof(PyrRelInfo));
+	info->trigger = trigger->tgoid;
+	info->relid = RelationGetRelid(rel);
+	info->context = context;
+	info->generation = ++last_generation;
+	info->valid = true;
+	fill_info(info, rel, trigger);
+	MemoryContextSwitchTo(oldcontext);
+
+	/* it is complete: keep it */
+	MemoryContextSetParent(context, CacheMemoryContext);
+	return info;
+}
+
+/*
+ * What is known of the table that the trigger is on.  Stays good until the
+ * end of the transaction, whatever happens meanwhile.
+ */
+PyrRelInfo *
+pyr_relinfo_get(Relation rel, Trigger *trigger)
+{
+	CacheEntry *entry;
+	bool		found;
+
+	if (cache == NULL)
+		create_cache();
+
+	entry = hash_search(cache, &trigger->tgoid, HASH_ENTER, &found);
+	if (!found)
+		entry->info = NULL;
+	if (entry->info != NULL && entry->info->valid)
+		return entry->info;
+
+	if (entry->info != NULL)
+	{
+		MemoryContext oldcontext = MemoryContextSwitchTo(TopMemoryContext);
+
+		outdated = lappend(outdated, entry->info->context);
+		MemoryContextSwitchTo(oldcontext);
+		entry->info = NULL;
+	}
+	entry->info = build(rel, trigger);
+	return entry->info;
+}
+
+/*
+ * Frees what nobody looks at any more.
+ */
+void
+pyr_relinfo_end_transaction(void)
+{
+	ListCell   *cell;
+
+	if (outdated == NIL)
+		return;
+	foreach(cell, outdated)
+		MemoryContextDelete((MemoryContext) lfirst(cell));
+	list_free(outdated);
+	outdated = NIL;
+}

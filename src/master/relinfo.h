@@ -1,0 +1,49 @@
+/*-------------------------------------------------------------------------
+ *
+ * relinfo.h
+ *	  What capture needs to know of a table, per log trigger.
+ *
+ *-------------------------------------------------------------------------
+ */
+#ifndef PYR_RELINFO_H
+#define PYR_RELINFO_H
+
+#include "commands/trigger.h"
+#include "common/values.h"
+#include "nodes/bitmapset.h"
+#include "utils/rel.h"
+
+typedef struct PyrColumn
+{
+	bool		captured;		/* neither dropped nor virtual */
+	bool		is_key;
+	PyrWire		wire;
+	Oid			type;			/* what the log says: 0 for text */
+	int16		typlen;
+	bool		typbyval;
+	char		typalign;
+	FmgrInfo	output;			/* output or send function */
+	char	   *name;
+} PyrColumn;
+
+typedef struct PyrRelInfo
+{
+	Oid			trigger;		/* hash key */
+	Oid			relid;
+	bool		valid;			/* cleared by invalidation */
+	uint32		generation;		/* unlike that of any other, ever */
+	MemoryContext context;
+	char	   *schema;
+	char	   *table;
+	int			natts;
+	PyrColumn  *columns;		/* natts of them */
+	int			nkey;
+	AttrNumber *key;			/* in the order the trigger names them */
+	bool		has_text;		/* some column travels as text ... */
+	bool		has_names;		/* ... that depends on search_path */
+} PyrRelInfo;
+
+extern PyrRelInfo *pyr_relinfo_get(Relation rel, Trigger *trigger);
+extern void pyr_relinfo_end_transaction(void);
+
+#endif							/* PYR_RELINFO_H */

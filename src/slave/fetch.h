@@ -1,0 +1,41 @@
+/*-------------------------------------------------------------------------
+ *
+ * fetch.h
+ *	  A window: the entries between two snapshots of the master.
+ *
+ *-------------------------------------------------------------------------
+ */
+#ifndef PYR_FETCH_H
+#define PYR_FETCH_H
+
+#include "access/xlogdefs.h"
+#include "datatype/timestamp.h"
+#include "slave/origin.h"
+#include "slave/position.h"
+
+/* one entry of replica_log; what it points at stays until the next is read */
+typedef struct PyrEntry
+{
+	int64		commitno;
+	uint64		xid;
+	TimestampTz at;
+	int32		part;
+	const char *data;
+	size_t		len;
+} PyrEntry;
+
+typedef struct PyrWindow PyrWindow;
+
+extern PyrWindow *pyr_window_create(void);
+extern void pyr_window_prepare(PyrWindow *window, PyrOrigin *origin);
+extern bool pyr_window_fetch(PyrWindow *window, PyrOrigin *origin,
+							 PyrPosition *from);
+extern bool pyr_window_is_empty(PyrWindow *window);
+extern bool pyr_window_is_complete(PyrWindow *window);
+extern const char *pyr_window_snapshot(PyrWindow *window);
+extern XLogRecPtr pyr_window_wal(PyrWindow *window);
+extern int64 pyr_window_transactions(PyrWindow *window);
+extern bool pyr_window_next(PyrWindow *window, PyrEntry *entry);
+extern void pyr_window_clear(PyrWindow *window);
+
+#endif							/* PYR_FETCH_H */

@@ -1,0 +1,142 @@
+/*-------------------------------------------------------------------------
+ *
+ * local.c
+ *	  The slave's own database, as the worker finds or makes it: the session's
+ *	  settings, and the extension.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "access/xact.h"
+#include "executor/spi.h"
+#include "pgstat.h"
+#include "pyreplica.h"
+#include "slave/local.h"
+#include "utils/builtins.h"
+#include "utils/guc.h"
+#include "utils/memutils.h"
+#include "utils/snapmgr.h"
+
+static char *schema = NULL;
+
+/*
+ * Settings that applying relies on, whatever the server, the database or the
+ * role says.  Ordinary triggers do not fire, names are always qualified, and
+ * text that comes from the master is read as it was written.
+ *
+ * A commit here need not wait for the disk: rows and position go together, and
+ * the master is only told of what is safe.
+ */
+void
+pyr_local_begin_session(const char *replica)
+{
+	static const char *const settings[][2] = {
+		{"session_replication_role", "replica"},
+		{"search_path", ""},
+		{"DateStyle", "ISO, YMD"},
+		{"IntervalStyle", "postgres"},
+		{"extra_float_digits", "1"},
+		{"synchronous_commit", "off"},
+		{"default_transaction_isolation", "read committed"},
+		{"default_transaction_read_only", "off"},
+		{"default_transaction_deferrable", "off"},
+		{"check_function_bodies", "off"},
+		{"row_security", "off"},
+		{"statement_timeout", "0"},
+		{"lock_timeout", "0"},
+		{"jit", "off"},
+	};
+
+	for (int i = 0; i < lengthof(settings); i++)
+		SetConfigOption(settings[i][0], settings[i][1],
+						PGC_SUSET, PGC_S_OVERRIDE);
+	SetConfigOption("application_name", psprintf("pyreplica %s", replica),
+					PGC_USERSET, PGC_S_SESSION);
+}
+
+/*
+ * Begins a transaction in which SPI can be used.
+ */
+void
+pyr_local_begin_transaction(void)
+{
+	SetCurrentStatementStartTimestamp();
+	StartTransactionCommand();
+	SPI_connect();
+	PushActiveSnapshot(GetTransactionSnapshot());
+}
+
+void
+pyr_local_commit_transaction(void)
+{
+	SPI_finish();
+	PopActiveSnapshot();
+	CommitTransactionCommand();
+	pgstat_report_stat(false);
+}
+
+static void
+find_schema(void)
+{
+	if (SPI_execute("SELECT pg_catalog.quote_ident(n.nspname)"
+					"  FROM pg_catalog.pg_extension e"
+					"  JOIN pg_catalog.pg_namespace n ON n.oid = e.extnamespace"
+					" WHERE e.extname = '" PYR_EXTENSION "'",
+					true, 1) != SPI_OK_SELECT)
+		elog(ERROR, "could not look for the extension");
+	if (SPI_processed > 0)
+		schema = MemoryContextStrdup(TopMemoryContext,
+									 SPI_getvalue(SPI_tuptable->vals[0],
+												  SPI_tuptable->tupdesc, 1));
+}
+
+static void
+create_extension(void)
+{
+	int			rc;
+
+	rc = SPI_execute("SELECT FROM pg_catalog.pg_namespace WHERE nspname = 'public'",
+					 true, 1);
+	if (rc == SPI_OK_SELECT && SPI_processed > 0)
+		rc = SPI_execute("CREATE EXTENSION " PYR_EXTENSION " SCHEMA public",
+						 false, 0);
+	else
+	{
+		(void) SPI_execute("CREATE SCHEMA IF NOT EXISTS pyreplica", false, 0);
+		rc = SPI_execute("CREATE EXTENSION " PYR_EXTENSION " SCHEMA pyreplica",
+						 false, 0);
+	}
+	if (rc < 0)
+		elog(ERROR, "could not create the extension: %s",
+			 SPI_result_code_string(rc));
+}
+
+/*
+ * Creates the extension in the slave's database, unless it is there (say
+ * because the database was restored from a dump of the master).
+ */
+void
+pyr_local_ensure_extension(void)
+{
+	pyr_local_begin_transaction();
+	find_schema();
+	if (schema == NULL)
+	{
+		create_extension();
+		CommandCounterIncrement();
+		PopActiveSnapshot();
+		PushActiveSnapshot(GetTransactionSnapshot());
+		find_schema();
+	}
+	pyr_local_commit_transaction();
+}
+
+/*
+ * The schema that the extension is in here, quoted.
+ */
+const char *
+pyr_local_schema(void)
+{
+	return schema;
+}

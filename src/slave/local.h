@@ -1,0 +1,17 @@
+/*-------------------------------------------------------------------------
+ *
+ * local.h
+ *	  The slave's own database, as the worker finds or makes it.
+ *
+ *-------------------------------------------------------------------------
+ */
+#ifndef PYR_LOCAL_H
+#define PYR_LOCAL_H
+
+extern void pyr_local_begin_session(const char *replica);
+extern void pyr_local_begin_transaction(void);
+extern void pyr_local_commit_transaction(void);
+extern void pyr_local_ensure_extension(void);
+extern const char *pyr_local_schema(void);
+
+#endif							/* PYR_LOCAL_H */

@@ -1,0 +1,39 @@
+/*-------------------------------------------------------------------------
+ *
+ * origin.h
+ *	  The master, as its slave talks to it.
+ *
+ *-------------------------------------------------------------------------
+ */
+#ifndef PYR_ORIGIN_H
+#define PYR_ORIGIN_H
+
+#include "access/xlogdefs.h"
+#include "slave/position.h"
+#include "slave/remote.h"
+
+typedef struct PyrOrigin
+{
+	PyrRemote  *remote;
+	MemoryContext context;
+	char	   *conninfo;		/* as it was when we connected */
+	char	   *schema;			/* of the extension there, quoted */
+	int			encoding;		/* of the database there */
+	bool		is_announced;	/* writers there know that we may sleep */
+} PyrOrigin;
+
+extern const PyrRemoteFunctions *pyr_remote(void);
+
+extern PyrOrigin *pyr_origin_open(const char *conninfo, const char *replica,
+								  PyrPosition *position,
+								  PyrRemoteGiveUp give_up, char **error);
+extern void pyr_origin_close(PyrOrigin *origin);
+
+extern bool pyr_origin_announce(PyrOrigin *origin, bool *may_sleep,
+								bool *has_prepared);
+extern bool pyr_origin_awake(PyrOrigin *origin);
+extern bool pyr_origin_confirm(PyrOrigin *origin, const char *replica,
+							   PyrPosition *position);
+extern bool pyr_origin_rotate(PyrOrigin *origin);
+
+#endif							/* PYR_ORIGIN_H */

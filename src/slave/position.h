@@ -1,0 +1,28 @@
+/*-------------------------------------------------------------------------
+ *
+ * position.h
+ *	  Where a replica stands.
+ *
+ *-------------------------------------------------------------------------
+ */
+#ifndef PYR_POSITION_H
+#define PYR_POSITION_H
+
+#include "access/xlogdefs.h"
+
+typedef struct PyrPosition
+{
+	bool		is_stored;		/* it has a row in pyreplica_position */
+	char	   *system_identifier;	/* of the master; NULL: not known yet */
+	char	   *snapshot;		/* text of a pg_snapshot; NULL: none yet */
+	XLogRecPtr	wal;			/* the master's, when it was so */
+	char	   *confirmed;		/* what the master surely remembers, or NULL */
+} PyrPosition;
+
+extern void pyr_position_load(const char *replica, PyrPosition *position);
+extern void pyr_position_store(const char *replica, PyrPosition *position);
+extern void pyr_position_advance(PyrPosition *position, const char *snapshot,
+								 XLogRecPtr wal);
+extern void pyr_position_confirmed(PyrPosition *position);
+
+#endif							/* PYR_POSITION_H */

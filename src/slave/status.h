@@ -1,0 +1,43 @@
+/*-------------------------------------------------------------------------
+ *
+ * status.h
+ *	  What a replica shows of itself, in shared memory.
+ *
+ *-------------------------------------------------------------------------
+ */
+#ifndef PYR_STATUS_H
+#define PYR_STATUS_H
+
+#include "datatype/timestamp.h"
+
+typedef enum PyrState
+{
+	PYR_STATE_STOPPED,			/* no worker: disabled, or between two tries */
+	PYR_STATE_NO_DATABASE,		/* the slave's database does not exist */
+	PYR_STATE_STARTING,
+	PYR_STATE_CONNECTING,
+	PYR_STATE_AWAY,				/* the master cannot be reached */
+	PYR_STATE_FETCHING,
+	PYR_STATE_APPLYING,
+	PYR_STATE_WAITING,			/* everything is here */
+	PYR_STATE_ERROR				/* ended with an error, will be tried again */
+} PyrState;
+
+extern void pyr_status_init(void);
+extern void pyr_status_attach(void);
+extern void pyr_status_state(PyrState state);
+extern void pyr_status_replica(const char *replica, const char *database,
+							   const char *master);
+extern void pyr_status_forget(void);
+extern void pyr_status_in_step(TimestampTz at);
+extern void pyr_status_window(const char *position, int64 transactions,
+							  int64 rows, int64 conflicts);
+extern void pyr_status_error(PyrState state, const char *message);
+extern PyrState pyr_status_get_state(void);
+extern int64 pyr_status_windows(void);
+
+/* pyreplica_wait */
+extern uint64 pyr_status_wait_requested(void);
+extern void pyr_status_wait_served(uint64 request);
+
+#endif							/* PYR_STATUS_H */

@@ -1,0 +1,531 @@
+/*-------------------------------------------------------------------------
+ *
+ * worker.c
+ *	  One replica's worker: its loop, its waiting, its retry delay.
+ *
+ * The loop, each turn: serve interrupts, reload, be connected, look at the
+ * master's log and apply what there is, and if there was nothing, rest.
+ *
+ * Resting comes in two depths.  At first the worker only pauses for some
+ * milliseconds, without anybody knowing; a busy master so notifies nobody.
+ * If there is still nothing, it announces on the master that it sleeps, looks
+ * once more, and waits for a notification; see master/log.c for why none can
+ * be missed.
+ *
+ * A master that is away is ordinary: the worker stays and tries again, later
+ * each time up to pyreplica.retry_interval_max, and says so once.  Anything
+ * else that goes wrong is an error, which ends the worker; the launcher
+ * starts another one.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "access/xact.h"
+#include "access/xlog.h"
+#include "common/compat.h"
+#include "common/config.h"
+#include "mb/pg_wchar.h"
+#include "miscadmin.h"
+#include "pgstat.h"
+#include "postmaster/bgworker.h"
+#include "postmaster/interrupt.h"
+#include "pyreplica.h"
+#include "slave/apply.h"
+#include "slave/fetch.h"
+#include "slave/local.h"
+#include "slave/origin.h"
+#include "slave/position.h"
+#include "slave/status.h"
+#include "slave/worker.h"
+#include "storage/ipc.h"
+#include "storage/latch.h"
+#include "storage/proc.h"
+#include "tcop/tcopprot.h"
+#include "utils/builtins.h"
+#include "utils/guc.h"
+#include "utils/memutils.h"
+#include "utils/timestamp.h"
+
+#define RETRY_FIRST_MS		500
+
+/* the master hears of our position this often while there is work */
+#define CONFIRM_INTERVAL_MS	1000
+
+/* pauses before going to sleep: 1, 2, 4 ... ms, this many of them */
+#define PAUSES				5
+
+/*
+ * Under load the worker lets some transactions gather, because a look costs
+ * both sides about as much as several transactions do.
+ */
+#define GATHER_RATE			1000	/* transactions per second */
+#define GATHER_MS_MAX		20
+
+/* a prepared transaction's commit wakes nobody */
+#define PREPARED_POLL_MS	1000
+
+/* the replica that this process is the worker of */
+static char *replica;
+static PyrPosition position;
+static PyrOrigin *origin = NULL;
+static PyrWindow *window;
+static MemoryContext loop_context;
+
+/* what was in force when we began or connected */
+static char *database_in_use;
+
+static int	empty_looks = 0;	/* since something was found */
+static int	found_looks = 0;	/* in a row */
+static bool is_confirm_due = false;
+static TimestampTz confirmed_at = 0;
+static XLogRecPtr applied_up_to = InvalidXLogRecPtr;	/* local WAL */
+static TimestampTz looked_at = 0;
+static double rate = 0;			/* transactions per second, smoothed */
+
+static TimestampTz away_since = 0;
+static int	retry_ms = RETRY_FIRST_MS;
+static char *away_reason = NULL;
+
+static void
+log_line(int level, const char *line)
+{
+	ereport(level,
+			(errmsg("pyreplica %s: %s", replica, line),
+			 errhidestmt(true), errhidecontext(true)));
+}
+
+static void
+show(PyrState state, BackendState activity, const char *what)
+{
+	pyr_status_state(state);
+	pgstat_report_activity(activity, what);
+}
+
+/*
+ * Takes new settings in.  Those that this process cannot change end it; the
+ * launcher then does what they ask for.
+ */
+static void
+reload(void)
+{
+	char	   *error;
+	char	   *dbname;
+
+	ConfigReloadPending = false;
+	ProcessConfigFile(PGC_SIGHUP);
+	retry_ms = RETRY_FIRST_MS;
+
+	if (master_conninfo[0] == '\0' || !replica_enabled)
+		proc_exit(0);
+
+	dbname = replica_database[0] != '\0' ? pstrdup(replica_database)
+		: pyr_remote()->conninfo_value(master_conninfo, "dbname", &error);
+	if (dbname == NULL || strcmp(dbname, database_in_use) != 0)
+		proc_exit(0);
+	pyr_status_replica(replica, database_in_use,
+					   pyr_remote()->conninfo_display(master_conninfo));
+}
+
+/* the connection string that a connection is being made with */
+static const char *conninfo_in_use = NULL;
+
+/*
+ * A PyrRemoteGiveUp: whether a connection (being made) has become useless.
+ */
+static bool
+should_give_up(void)
+{
+	if (ConfigReloadPending)
+		reload();
+	return conninfo_in_use == NULL ||
+		strcmp(conninfo_in_use, master_conninfo) != 0;
+}
+
+static void
+wait_for_latch(long timeout_ms)
+{
+	(void) WaitLatch(MyLatch,
+					 WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
+					 timeout_ms, PG_WAIT_EXTENSION);
+	ResetLatch(MyLatch);
+}
+
+/*
+ * The master cannot be reached: says so if that is news.
+ */
+static void
+note_away(const char *reason)
+{
+	pyr_status_error(PYR_STATE_AWAY, reason);
+	if (away_since == 0)
+		away_since = GetCurrentTimestamp();
+	if (away_reason != NULL && strcmp(away_reason, reason) == 0)
+		return;
+	if (away_reason != NULL)
+		pfree(away_reason);
+	away_reason = MemoryContextStrdup(TopMemoryContext, reason);
+	log_line(LOG, psprintf("the master is away: %s", reason));
+}
+
+static void
+note_back(void)
+{
+	if (away_since != 0)
+		log_line(LOG, psprintf("the master is back after %ld s",
+							   TimestampDifferenceMilliseconds(away_since, GetCurrentTimestamp()) / 1000));
+	away_since = 0;
+	if (away_reason != NULL)
+		pfree(away_reason);
+	away_reason = NULL;
+	retry_ms = RETRY_FIRST_MS;
+}
+
+static void
+close_origin(void)
+{
+	if (origin == NULL)
+		return;
+	pyr_origin_close(origin);
+	origin = NULL;
+}
+
+/*
+ * The connection was lost while in use.
+ */
+static void
+lose_origin(void)
+{
+	char	   *reason = pyr_remote()->error(origin->remote);
+
+	close_origin();
+	if (conninfo_in_use != NULL &&
+		strcmp(conninfo_in_use, master_conninfo) == 0)
+		note_away(reason);
+}
+
+/*
+ * Connects, or waits until it is time to try again.
+ */
+static void
+connect_origin(void)
+{
+	static bool has_said_opening = false;
+	char	   *error;
+
+	if (!has_said_opening)
+		log_line(LOG, "Opening origin (master) connection");
+	has_said_opening = true;
+
+	show(PYR_STATE_CONNECTING, STATE_RUNNING, "connecting to the master");
+	if (conninfo_in_use != NULL)
+		pfree(unconstify(char *, conninfo_in_use));
+	conninfo_in_use = MemoryContextStrdup(TopMemoryContext, master_conninfo);
+	origin = pyr_origin_open(conninfo_in_use, replica, &position,
+							 should_give_up, &error);
+	if (origin != NULL)
+	{
+		note_back();
+		log_line(LOG, psprintf("Encoding for this connections are %s %s",
+							   pg_encoding_to_char(origin->encoding),
+							   GetDatabaseEncodingName()));
+		pyr_window_prepare(window, origin);
+		empty_looks = found_looks = 0;
+		return;
+	}
+	if (error == NULL)
+		return;					/* new settings: at once */
+
+	note_away(error);
+	show(PYR_STATE_AWAY, STATE_IDLE, "the master is away");
+	wait_for_latch(retry_ms);
+	retry_ms = Min(retry_ms * 2, retry_interval_max_ms);
+}
+
+/*
+ * Keeps an eye on how fast transactions come.
+ */
+static void
+update_rate(TimestampTz now, int64 transactions)
+{
+	double		seconds = Max((now - looked_at) / 1000000.0, 0.0001);
+
+	if (looked_at == 0 || seconds > 1)
+		rate = 0;
+	else
+		rate = rate * 0.8 + transactions / seconds * 0.2;
+	looked_at = now;
+}
+
+/*
+ * Looks at the master's log and applies what there is to apply.  False: the
+ * connection is gone.
+ */
+static bool
+look(void)
+{
+	uint64		request = pyr_status_wait_requested();
+	TimestampTz now = GetCurrentTimestamp();
+	PyrApplied	applied = {0};
+
+	pgstat_report_activity(STATE_RUNNING, "fetching");
+	pyr_status_state(PYR_STATE_FETCHING);
+	if (!pyr_window_fetch(window, origin, &position))
+		return false;
+
+	update_rate(now, pyr_window_transactions(window));
+	if (pyr_window_is_empty(window))
+	{
+		/* with no changes in between, it is as good as stored */
+		pyr_position_advance(&position, pyr_window_snapshot(window),
+							 pyr_window_wal(window));
+		if (pyr_window_is_complete(window))
+			empty_looks++;
+		found_looks = 0;
+	}
+	else
+	{
+		pyr_status_state(PYR_STATE_APPLYING);
+		pgstat_report_activity(STATE_RUNNING,
+							   psprintf("applying: " INT64_FORMAT " transactions",
+										pyr_window_transactions(window)));
+		applied = pyr_apply_window(replica, window, origin->encoding, &position);
+		applied_up_to = XactLastCommitEnd;
+		is_confirm_due = true;
+		empty_looks = 0;
+		found_looks++;
+	}
+	pyr_status_window(position.snapshot, applied.transactions, applied.rows,
+					  applied.conflicts);
+	if (pyr_window_is_complete(window))
+	{
+		pyr_status_in_step(now);
+		pyr_status_wait_served(request);
+	}
+	pyr_window_clear(window);
+	return true;
+}
+
+/*
+ * Tells the master how far we are, once that is safe on our disk.
+ */
+static bool
+confirm(void)
+{
+	if (!XLogRecPtrIsInvalid(applied_up_to))
+		XLogFlush(applied_up_to);
+	confirmed_at = GetCurrentTimestamp();
+	is_confirm_due = false;
+	return pyr_origin_confirm(origin, replica, &position) &&
+		pyr_origin_rotate(origin);
+}
+
+/*
+ * How long until the next confirmation is due, in ms; 0: now.
+ */
+static long
+confirm_due_ms(void)
+{
+	return TimestampDifferenceMilliseconds(GetCurrentTimestamp(),
+										   TimestampTzPlusMilliseconds(confirmed_at,
+																	   CONFIRM_INTERVAL_MS));
+}
+
+/*
+ * Waits for a notification, the latch or the time; false: connection gone.
+ */
+static bool
+rest_for(long timeout_ms)
+{
+	return (pyr_remote()->wait(origin->remote, timeout_ms) & PYR_REMOTE_AWAY) == 0;
+}
+
+/*
+ * Announced, looked, and nothing there: sleeps.
+ */
+static bool
+sleep_announced(bool has_prepared)
+{
+	TimestampTz until = TimestampTzPlusMilliseconds(GetCurrentTimestamp(),
+													keepalive_ms);
+
+	log_line(DEBUG1, "Waiting for 'NOTIFY'");
+	for (;;)
+	{
+		long		left_ms = TimestampDifferenceMilliseconds(GetCurrentTimestamp(), until);
+		int			events;
+
+		show(PYR_STATE_WAITING, STATE_IDLE, "waiting for NOTIFY");
+		if (is_confirm_due && confirm_due_ms() <= 0)
+		{
+			if (!confirm())
+				return false;
+			continue;
+		}
+		if (left_ms <= 0)
+		{
+			log_line(DEBUG1, "Timeout ('keepalive')!");
+			return true;
+		}
+		if (is_confirm_due)
+			left_ms = Min(left_ms, Max(confirm_due_ms(), 1));
+		if (has_prepared)
+			left_ms = Min(left_ms, PREPARED_POLL_MS);
+
+		events = pyr_remote()->wait(origin->remote, left_ms);
+		if (events & PYR_REMOTE_AWAY)
+			return false;
+		if (events & (PYR_REMOTE_NOTIFIED | PYR_REMOTE_LATCH))
+			return true;
+		if (has_prepared && !is_confirm_due)
+			return true;
+	}
+}
+
+/*
+ * There was nothing at the last look: rest, ever deeper.  False: the
+ * connection is gone.
+ */
+static bool
+rest(void)
+{
+	static bool has_prepared = false;
+	bool		may_sleep;
+
+	if (origin->is_announced)
+		return sleep_announced(has_prepared);
+
+	if (empty_looks <= PAUSES)
+		return rest_for(1L << (empty_looks - 1));
+
+	if (!pyr_origin_announce(origin, &may_sleep, &has_prepared))
+		return false;
+	if (may_sleep)
+		return true;			/* after one more look */
+
+	/* somebody is just committing who would not notify us */
+	return rest_for(1L << PAUSES);
+}
+
+/*
+ * There was something at the last look: confirm now and then, and let more
+ * gather if it comes fast.
+ */
+static bool
+pace(bool is_behind)
+{
+	if (is_confirm_due && confirm_due_ms() <= 0 && !confirm())
+		return false;
+	if (is_behind)
+		return true;
+
+	/* it goes on: nobody needs to notify us for a while */
+	if (found_looks >= 2 && !pyr_origin_awake(origin))
+		return false;
+	if (rate > GATHER_RATE)
+		return rest_for(Min((long) (rate / GATHER_RATE * 4), GATHER_MS_MAX));
+	return true;
+}
+
+/*
+ * One turn of the loop while connected; false: the connection is gone.
+ */
+static bool
+work(void)
+{
+	bool		is_behind;
+
+	if (!look())
+		return false;
+	is_behind = !pyr_window_is_complete(window);
+	if (found_looks > 0 || is_behind)
+		return pace(is_behind);
+	return rest();
+}
+
+static void
+run(void)
+{
+	for (;;)
+	{
+		CHECK_FOR_INTERRUPTS();
+		if (ConfigReloadPending)
+			reload();
+		if (origin != NULL && should_give_up())
+			close_origin();
+
+		MemoryContextSwitchTo(loop_context);
+		if (origin == NULL)
+			connect_origin();
+		else if (!work())
+			lose_origin();
+		MemoryContextSwitchTo(loop_context);
+		MemoryContextReset(loop_context);
+	}
+}
+
+static void
+begin(void)
+{
+	log_line(LOG, "Opening replica (slave) connection");
+	pyr_local_begin_session(replica);
+	pyr_local_ensure_extension();
+
+	pyr_local_begin_transaction();
+	pyr_position_load(replica, &position);
+	window = pyr_window_create();
+	pyr_local_commit_transaction();
+
+	loop_context = AllocSetContextCreate(TopMemoryContext, "pyreplica loop",
+										 ALLOCSET_DEFAULT_SIZES);
+}
+
+/*
+ * The error that ends this worker, on its way to the log and to the view.
+ */
+static void
+report_failure(void)
+{
+	ErrorData  *error;
+
+	HOLD_INTERRUPTS();
+	error_context_stack = NULL;
+	EmitErrorReport();
+	MemoryContextSwitchTo(TopMemoryContext);
+	error = CopyErrorData();
+	FlushErrorState();
+	AbortCurrentTransaction();
+	pyr_status_error(PYR_STATE_ERROR,
+					 error->detail != NULL
+					 ? psprintf("%s (%s)", error->message, error->detail)
+					 : error->message);
+	RESUME_INTERRUPTS();
+}
+
+/*
+ * Entry point of the worker; bgw_extra is the name of the slave's database.
+ */
+void
+pyr_worker_main(Datum arg)
+{
+	pqsignal(SIGHUP, SignalHandlerForConfigReload);
+	pqsignal(SIGTERM, die);
+	BackgroundWorkerUnblockSignals();
+
+	database_in_use = replica = MemoryContextStrdup(TopMemoryContext,
+													MyBgworkerEntry->bgw_extra);
+	pyr_status_attach();
+	BackgroundWorkerInitializeConnection(database_in_use, NULL, 0);
+
+	PG_TRY();
+	{
+		begin();
+		run();
+	}
+	PG_CATCH();
+	{
+		report_failure();
+		proc_exit(1);
+	}
+	PG_END_TRY();
+}
