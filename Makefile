@@ -22,6 +22,7 @@ OBJS = \
 	src/master/txbuffer.o \
 	src/master/capture.o \
 	src/master/log.o \
+	src/master/writer.o \
 	src/slave/status.o \
 	src/slave/launcher.o \
 	src/slave/worker.o \

@@ -21,19 +21,13 @@
 #include "storage/lock.h"
 #include "utils/guc.h"
 
-/* ExecInsertIndexTuples changed its parameters in 14 and 16 */
-#if PG_VERSION_NUM >= 160000
-#define pyr_insert_index_tuples(relinfo, slot, estate) \
-	list_free(ExecInsertIndexTuples(relinfo, slot, estate, \
-									false, false, NULL, NIL, false))
-#elif PG_VERSION_NUM >= 140000
-#define pyr_insert_index_tuples(relinfo, slot, estate) \
-	list_free(ExecInsertIndexTuples(relinfo, slot, estate, \
-									false, false, NULL, NIL))
+/* 14 added indexUnchanged */
+#if PG_VERSION_NUM >= 140000
+#define pyr_index_insert(index, values, isnull, tid, heap, info) \
+	index_insert(index, values, isnull, tid, heap, UNIQUE_CHECK_NO, false, info)
 #else
-#define pyr_insert_index_tuples(relinfo, slot, estate) \
-	((estate)->es_result_relation_info = (relinfo), \
-	 list_free(ExecInsertIndexTuples(slot, estate, false, NULL, NIL)))
+#define pyr_index_insert(index, values, isnull, tid, heap, info) \
+	index_insert(index, values, isnull, tid, heap, UNIQUE_CHECK_NO, info)
 #endif
 
 /*

@@ -45,6 +45,8 @@ pyr_local_begin_session(const char *replica)
 		{"row_security", "off"},
 		{"statement_timeout", "0"},
 		{"lock_timeout", "0"},
+		{"plan_cache_mode", "force_generic_plan"},
+		{"enable_seqscan", "off"},
 		{"jit", "off"},
 	};
 

@@ -39,6 +39,7 @@ static const char *const session_settings =
 	"  ('idle_session_timeout', '0'),"
 	"  ('idle_in_transaction_session_timeout', '0'),"
 	"  ('transaction_timeout', '0'),"
+	"  ('plan_cache_mode', 'force_generic_plan'),"
 	"  ('enable_seqscan', 'off'),"
 	"  ('enable_indexscan', 'on'),"
 	"  ('jit', 'off'),"

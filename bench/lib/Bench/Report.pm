@@ -1,0 +1,203 @@
+# What was measured, as tables in markdown.
+
+package Bench::Report;
+
+use strict;
+use warnings;
+use feature 'signatures';
+no warnings 'experimental::signatures';
+
+use Bench::Cluster;
+use Bench::Load;
+use Bench::Rounds;
+use Bench::Stats qw(median percentile spread);
+use List::Util qw(max);
+use POSIX ();
+
+# results: see Bench::Rounds.
+sub render ($results, $options)
+{
+	return join("\n",
+		environment($results, $options),
+		grep { defined }
+		  rate_table($results), lag_table($results),
+		latency_table($results), bytes_table($results));
+}
+
+sub environment ($results, $options)
+{
+	my $settings = join(', ',
+		map { "$_=$Bench::Cluster::COMMON_SETTINGS{$_}" }
+		sort keys %Bench::Cluster::COMMON_SETTINGS);
+	my $systems =
+	  join(', ', map { "$_->{title} $_->{version}" } @{ $results->{systems} });
+	return <<"TEXT";
+- ${\ POSIX::strftime('%Y-%m-%d', localtime)}, ${\ machine()};
+  load average $results->{load_average} before the start
+- PostgreSQL $results->{server_version}; $systems
+- $settings; pgbench scale $options->{scale},
+  $options->{rounds} rounds, $options->{seconds} s a run
+TEXT
+}
+
+sub machine ()
+{
+	my $cpuinfo = slurp('/proc/cpuinfo');
+	my ($model) = $cpuinfo =~ /^model name\s*:\s*(.*)$/m;
+	my $cores = () = $cpuinfo =~ /^processor\s*:/mg;
+	my ($kilobytes) = slurp('/proc/meminfo') =~ /^MemTotal:\s*(\d+)/m;
+	my ($distribution) = slurp('/etc/os-release') =~ /^PRETTY_NAME="(.*)"/m;
+	return join(', ',
+		$model // 'unknown processor',
+		"$cores cores",
+		sprintf('%.0f GB memory', ($kilobytes // 0) / 1024**2),
+		$distribution // (POSIX::uname())[0],
+		'kernel ' . (POSIX::uname())[2]);
+}
+
+# What else keeps the machine busy.
+sub load_average ()
+{
+	my ($average) = slurp('/proc/loadavg') =~ /^(\S+)/;
+	return $average // 'unknown';
+}
+
+sub slurp ($file)
+{
+	open(my $handle, '<', $file) or return '';
+	local $/;
+	return scalar <$handle>;
+}
+
+sub rate_table ($results)
+{
+	my @rows;
+	foreach my $system (@{ $results->{systems} })
+	{
+		foreach my $row (@{ $system->{rows} })
+		{
+			my $rates = $system->{rates}{$row};
+			push @rows,
+			  [
+				$system->{title}, $row,
+				spread('%.0f', @{ $rates->{baseline} }),
+				map {
+					spread('%.0f', @{ $rates->{"rate_$_"} }),
+					  spread('%.2f', @{ $rates->{"share_$_"} })
+				} qw(b c)
+			  ];
+		}
+	}
+	return undef unless @rows;
+	return section(
+		'Rate on the master, and its share of the unreplicated rate',
+		'(b) the slave consumes on the same cores, (c) the slave is stopped.'
+		  . ' Transactions, or rows of bulk statements, per second; median'
+		  . ' (min–max). A share is of the mean of the two baseline runs'
+		  . ' around it.',
+		[ '', '', 'baseline', '(b)', '(b) share', '(c)', '(c) share' ],
+		@rows);
+}
+
+sub lag_table ($results)
+{
+	my @rows;
+	foreach my $system (@{ $results->{systems} })
+	{
+		foreach my $load (@Bench::Rounds::TIMED_LOADS)
+		{
+			my $lag = $system->{lag}{$load} or next;
+			push @rows,
+			  [
+				$system->{title},
+				Bench::Load::title($load),
+				milliseconds('%.0f', median(@{ $lag->{lags} })),
+				milliseconds('%.0f', max(@{ $lag->{lags} })),
+				spread('%.2f', @{ $lag->{drain_b} }),
+				spread('%.2f', @{ $lag->{drain_c} })
+			  ];
+		}
+	}
+	return undef unless @rows;
+	return section(
+		'Lag',
+		'Lag of a row committed on the master every 200 ms while the load'
+		  . ' runs (b); then the seconds until the slave has caught up, after'
+		  . ' the load of (b), and after the slave is started again in (c).',
+		[
+			'', '',
+			'lag median, ms',
+			'lag max, ms',
+			'catch-up (b), s',
+			'catch-up (c), s'
+		],
+		@rows);
+}
+
+sub latency_table ($results)
+{
+	my @rows = map {
+		my @latencies = @{ $_->{latencies} };
+		[
+			$_->{title},
+			scalar @latencies,
+			map { milliseconds('%.2f', $_) } percentile(0.5, @latencies),
+			percentile(0.99, @latencies),
+			max(@latencies)
+		]
+	} grep { $_->{latencies} } @{ $results->{systems} };
+	return undef unless @rows;
+	return section('Latency from commit to visible, idle pair',
+		'Milliseconds.', [ '', 'samples', 'p50', 'p99', 'max' ], @rows);
+}
+
+sub bytes_table ($results)
+{
+	my @rows;
+	foreach my $system (@{ $results->{systems} })
+	{
+		foreach my $bytes (@{ $system->{bytes} // [] })
+		{
+			push @rows,
+			  [
+				$system->{title},
+				$bytes->{row},
+				map { defined ? sprintf('%.0f', $_) : '-' } (
+					@{$bytes}{qw(baseline wal)},
+					$bytes->{wal} - $bytes->{baseline},
+					$bytes->{caught_up} - $bytes->{wal},
+					$bytes->{log})
+			  ];
+		}
+	}
+	return undef unless @rows;
+	return section(
+		'Bytes per changed row, on the master',
+		'WAL without full-page images, slave stopped; what the master writes'
+		  . ' while the slave then catches up; growth of the log with its'
+		  . ' indexes.',
+		[
+			'', '',
+			'WAL baseline',
+			'WAL',
+			'WAL extra',
+			'WAL catch-up',
+			'log'
+		],
+		@rows);
+}
+
+sub milliseconds ($format, $seconds)
+{
+	return sprintf($format, $seconds * 1000);
+}
+
+sub section ($title, $note, $head, @rows)
+{
+	my @lines =
+	  map { '| ' . join(' | ', @$_) . ' |' }
+	  ($head, [ map { '---' } @$head ], @rows);
+	return join("\n", "### $title", '', $note, '', @lines, '');
+}
+
+1;

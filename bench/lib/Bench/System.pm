@@ -1,0 +1,148 @@
+# A replicator on a pair of clusters.  What all have in common is here; a
+# subclass in Bench/System/ says how one is put on the pair:
+#
+#   title              its name in the tables
+#   missing            what is not installed, as text for the user, or undef
+#   version            its version (once set up)
+#   master_settings    settings it needs beyond the common ones (lists of
+#   slave_settings       names and values)
+#   setup_master       called with the master running, before the slave starts
+#   setup_slave        called with both running
+#   start_daemons      processes that serve the slave, and how to end them
+#   stop_daemons
+#   log_bytes          bytes its log takes on the master, undef: it has none
+
+package Bench::System;
+
+use strict;
+use warnings;
+use feature 'signatures';
+no warnings 'experimental::signatures';
+
+use Bench::Cluster;
+use Bench::Command qw(wait_until);
+use Bench::Schema qw(replicated_tables);
+use Time::HiRes qw(time);
+
+our $CATCH_UP_SECONDS = 600;
+
+sub new ($class, $work_dir, $template, $bulk_tables)
+{
+	my $self = bless {
+		work_dir => $work_dir,
+		tables => [ replicated_tables($bulk_tables) ],
+	}, $class;
+	my $name = lc $self->title;
+	$self->{master} = Bench::Cluster->new($work_dir, "$name-master",
+		$self->master_settings)->copy_of($template);
+	$self->{slave} =
+	  Bench::Cluster->new($work_dir, "$name-slave",
+		$self->slave_settings($self->{master}))->copy_of($template)
+	  if $self->has_slave;
+	return $self;
+}
+
+sub has_slave ($self) { return 1; }
+
+sub missing ($class) { return undef; }
+
+sub version ($self) { return ''; }
+
+sub master_settings ($self) { return (); }
+
+sub slave_settings ($self, $master) { return (); }
+
+sub setup_master ($self) { return; }
+
+sub setup_slave ($self) { return; }
+
+sub start_daemons ($self) { return; }
+
+sub stop_daemons ($self) { return; }
+
+sub log_bytes ($self) { return undef; }
+
+sub master ($self) { return $self->{master}; }
+
+sub slave ($self) { return $self->{slave}; }
+
+sub running_clusters ($self)
+{
+	return grep { $_ && $_->{running} } $self->{master}, $self->{slave};
+}
+
+sub setup ($self)
+{
+	$self->{master}->start;
+	$self->setup_master;
+	return unless $self->has_slave;
+	$self->{slave}->start;
+	$self->setup_slave;
+	$self->start_daemons;
+	$self->wait_caught_up;
+	return;
+}
+
+sub stop_slave ($self)
+{
+	$self->stop_daemons;
+	$self->{slave}->stop;
+	return;
+}
+
+sub start_slave ($self)
+{
+	$self->{slave}->start;
+	$self->start_daemons;
+	return;
+}
+
+# Ends everything; what a part of it fails to do must not keep the rest.
+sub teardown ($self)
+{
+	foreach my $step (
+		sub { $self->stop_daemons },
+		sub { $self->{slave}->stop('immediate') if $self->{slave} },
+		sub { $self->{master}->stop('immediate') })
+	{
+		eval { $step->(); 1 } or warn $@;
+	}
+	return;
+}
+
+# Seconds until the slave shows what is committed on the master now.
+sub wait_caught_up ($self)
+{
+	my $begin = time();
+	my $id = $self->{master}->value(
+		'INSERT INTO bench_heartbeat (made) VALUES (clock_timestamp())
+		 RETURNING id');
+	wait_until(
+		$self->title . "'s slave has caught up",
+		$CATCH_UP_SECONDS,
+		sub {
+			$self->{slave}
+			  ->value('SELECT count(*) FROM bench_heartbeat WHERE id = ?', $id);
+		});
+	return time() - $begin;
+}
+
+# Dies unless master and slave have the same rows in the given tables.
+sub compare_content ($self, @tables)
+{
+	foreach my $table (@tables)
+	{
+		my ($master, $slave) = map {
+			$_->value(
+				"SELECT count(*) || ' rows, hash '
+				   || coalesce(sum(hashtextextended(t::text, 0)), 0)
+				 FROM $table t")
+		} $self->{master}, $self->{slave};
+		die $self->title
+		  . ": $table differs: master has $master, slave has $slave\n"
+		  if $master ne $slave;
+	}
+	return;
+}
+
+1;

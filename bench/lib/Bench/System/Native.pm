@@ -1,0 +1,48 @@
+# The server's own logical replication: a publication and a subscription.
+
+package Bench::System::Native;
+
+use strict;
+use warnings;
+use feature 'signatures';
+no warnings 'experimental::signatures';
+
+use Bench::Command qw(wait_until);
+use parent 'Bench::System';
+
+sub title ($self) { return 'native'; }
+
+sub version ($self) { return $self->master->server_version; }
+
+sub master_settings ($self) { return (wal_level => 'logical'); }
+
+sub slave_settings ($self, $master)
+{
+	return (wal_retrieve_retry_interval => '100ms');
+}
+
+sub setup_master ($self)
+{
+	my $tables = join(', ', @{ $self->{tables} });
+	$self->master->do("CREATE PUBLICATION bench FOR TABLE $tables");
+	return;
+}
+
+sub setup_slave ($self)
+{
+	my $conninfo = $self->master->conninfo;
+	$self->slave->do(
+		"CREATE SUBSCRIPTION bench CONNECTION '$conninfo'
+		 PUBLICATION bench WITH (copy_data = false)");
+	wait_until(
+		'the subscription streams',
+		30,
+		sub {
+			$self->master->value(
+				q{SELECT count(*) FROM pg_stat_replication
+				  WHERE state = 'streaming'});
+		});
+	return;
+}
+
+1;

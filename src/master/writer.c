@@ -1,0 +1,367 @@
+/*-------------------------------------------------------------------------
+ *
+ * writer.c
+ *	  A transaction's stream of bytes into entries of replica_log.
+ *
+ * This runs just before commit, when no user-defined code should run any
+ * more; so entries are formed and inserted as tuples, not by SQL.
+ *
+ * The commit number.  A transaction that builds on another one's rows can only
+ * do so when that one has committed; so whatever number only grows and is
+ * taken here, gives an order in which applying is valid.  The write-ahead
+ * log's insert position is such a number: the other's commit record lies
+ * before the position that we read.  It costs no sequence (whose nextval
+ * would also change what the application sees in lastval()).  Two
+ * transactions can read the same position, but then neither saw the other;
+ * their transaction ids tell them apart.
+ *
+ * Marks.  About every 64th entry also keeps the snapshot of its moment.  A
+ * slave that is behind advances from mark to mark, so that each piece of its
+ * way is of moderate size and ends in a state that the master really had.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "access/genam.h"
+#include "access/heapam.h"
+#include "access/htup_details.h"
+#include "access/table.h"
+#include "access/xact.h"
+#include "access/xlog.h"
+#include "access/xlog_internal.h"
+#include "catalog/index.h"
+#include "commands/sequence.h"
+#include "common/compat.h"
+#include "common/hashfn.h"
+#include "executor/executor.h"
+#include "master/writer.h"
+#include "miscadmin.h"
+#include "nodes/execnodes.h"
+#include "storage/bufmgr.h"
+#include "utils/builtins.h"
+#include "utils/fmgrprotos.h"
+#include "utils/inval.h"
+#include "utils/lsyscache.h"
+#include "utils/pg_lsn.h"
+#include "utils/rel.h"
+#include "utils/snapmgr.h"
+#include "utils/timestamp.h"
+#include "utils/xid8.h"
+
+PG_FUNCTION_INFO_V1(py_log_flush);
+
+/*
+ * How much of the stream goes into one entry: as much as lets the entry fill
+ * a page.  32 are the fixed columns and the value's length word.
+ */
+#define ENTRY_BYTES		((int) (MaxHeapTupleSize - \
+								MAXALIGN(SizeofHeapTupleHeader + 1) - 32))
+
+/* which entries are marked: one in 64, and every large one */
+#define MARK_MASK		63
+#define MARK_ALWAYS_BYTES (256 * 1024)
+
+/* a snapshot that takes more than this makes no mark */
+#define MARK_BYTES_MAX	2048
+
+/* more than this is inserted with a ring of buffers of its own */
+#define BULK_BYTES		(16 * BLCKSZ)
+
+#define INNER_TABLES	3
+
+/* the columns of replica_log, in order */
+enum
+{
+	COL_COMMITNO,
+	COL_XID,
+	COL_AT,
+	COL_PART,
+	COL_USERNAME,
+	COL_SNAPSHOT,
+	COL_CHANGES,
+	NCOLS
+};
+
+/*
+ * Where the log is, looked up once and again when something about it changed.
+ */
+static struct
+{
+	bool		valid;
+	Oid			schema;
+	Oid			current;		/* the sequence that tells the inner table */
+	Oid			tables[INNER_TABLES];
+	Oid			xid_indexes[INNER_TABLES];
+	Oid			mark_indexes[INNER_TABLES];
+}			place;
+
+struct PyrWriter
+{
+	Relation	table;
+	int			number;			/* of the inner table, from 0 */
+	BulkInsertState bulk;
+	IndexInfo  *info;
+	char	   *piece;			/* what goes into the next entry */
+	int			len;
+	int			room;
+	int32		part;
+	Datum		values[NCOLS];
+	bool		isnull[NCOLS];
+};
+
+static void
+relcache_callback(Datum arg, Oid relid)
+{
+	bool		ours = relid == InvalidOid || relid == place.current;
+
+	for (int i = 0; i < INNER_TABLES; i++)
+		ours = ours || relid == place.tables[i] ||
+			relid == place.xid_indexes[i] || relid == place.mark_indexes[i];
+	if (ours)
+		place.valid = false;
+}
+
+/*
+ * Finds the log in the schema; false: it is not there (any more).
+ */
+static bool
+find_log(Oid schema)
+{
+	static bool is_callback_registered = false;
+
+	if (place.valid && place.schema == schema)
+		return true;
+
+	if (!is_callback_registered)
+		CacheRegisterRelcacheCallback(relcache_callback, (Datum) 0);
+	is_callback_registered = true;
+
+	place.valid = true;			/* invalidation may come while we look */
+	place.schema = schema;
+	place.current = get_relname_relid("replica_log_current", schema);
+	for (int i = 0; i < INNER_TABLES; i++)
+	{
+		place.tables[i] =
+			get_relname_relid(psprintf("replica_log_%d", i + 1), schema);
+		place.xid_indexes[i] =
+			get_relname_relid(psprintf("replica_log_%d_xid", i + 1), schema);
+		place.mark_indexes[i] =
+			get_relname_relid(psprintf("replica_log_%d_mark", i + 1), schema);
+		if (!OidIsValid(place.tables[i]) ||
+			!OidIsValid(place.xid_indexes[i]) ||
+			!OidIsValid(place.mark_indexes[i]))
+			place.valid = false;
+	}
+	if (!OidIsValid(place.current))
+		place.valid = false;
+	return place.valid;
+}
+
+/*
+ * The inner table that entries go to now, from 0.  Its number is the value of
+ * a sequence, which py_log_rotate sets.  Reading it late does no harm: an
+ * entry is found whichever table it is in, and a table is emptied only when
+ * everything in it has been passed by every slave.
+ */
+static int
+current_inner_table(void)
+{
+	Relation	sequence;
+	Buffer		buffer;
+	Page		page;
+	HeapTupleData tuple;
+	int64		number;
+
+	sequence = relation_open(place.current, AccessShareLock);
+	buffer = ReadBuffer(sequence, 0);
+	LockBuffer(buffer, BUFFER_LOCK_SHARE);
+	page = BufferGetPage(buffer);
+	tuple.t_data = (HeapTupleHeader)
+		PageGetItem(page, PageGetItemId(page, FirstOffsetNumber));
+	number = ((Form_pg_sequence_data) GETSTRUCT(&tuple))->last_value;
+	UnlockReleaseBuffer(buffer);
+	relation_close(sequence, AccessShareLock);
+
+	return (int) Max(0, Min(number - 1, INNER_TABLES - 1));
+}
+
+static void
+insert_index_entry(PyrWriter *writer, Oid indexoid, HeapTuple tuple)
+{
+	Relation	index = index_open(indexoid, RowExclusiveLock);
+
+	pyr_index_insert(index, &writer->values[COL_XID], &writer->isnull[COL_XID],
+					 &tuple->t_self, writer->table, writer->info);
+	index_close(index, RowExclusiveLock);
+}
+
+/*
+ * Makes an entry of the piece gathered so far.  The log's indexes are the two
+ * that the extension created: every entry is in the one on xid, those with a
+ * snapshot are in the other as well.
+ */
+static void
+finish_entry(PyrWriter *writer)
+{
+	HeapTuple	tuple;
+
+	SET_VARSIZE(writer->piece, VARHDRSZ + writer->len);
+	writer->values[COL_PART] = Int32GetDatum(writer->part);
+	writer->values[COL_CHANGES] = PointerGetDatum(writer->piece);
+
+	tuple = heap_form_tuple(RelationGetDescr(writer->table),
+							writer->values, writer->isnull);
+	heap_insert(writer->table, tuple, GetCurrentCommandId(true), 0,
+				writer->bulk);
+	insert_index_entry(writer, place.xid_indexes[writer->number], tuple);
+	if (!writer->isnull[COL_SNAPSHOT])
+		insert_index_entry(writer, place.mark_indexes[writer->number], tuple);
+	heap_freetuple(tuple);
+
+	/* only the first part tells what is true of all */
+	writer->isnull[COL_USERNAME] = true;
+	writer->isnull[COL_SNAPSHOT] = true;
+	writer->part++;
+	writer->len = 0;
+	writer->room = ENTRY_BYTES;
+}
+
+/*
+ * Takes the next bytes of the stream; a PyrSink.
+ */
+void
+pyr_writer_bytes(void *arg, const char *data, size_t len)
+{
+	PyrWriter  *writer = arg;
+
+	while (len > 0)
+	{
+		size_t		fits;
+
+		if (writer->len == writer->room)
+		{
+			CHECK_FOR_INTERRUPTS();
+			finish_entry(writer);
+		}
+		fits = Min(len, (size_t) (writer->room - writer->len));
+		memcpy(writer->piece + VARHDRSZ + writer->len, data, fits);
+		writer->len += fits;
+		data += fits;
+		len -= fits;
+	}
+}
+
+/*
+ * Gives the first entry the snapshot of this moment, if it is one of those
+ * that should have it.  Which ones do is left to a hash of the transaction
+ * id: it needs no state and suits sessions of any length.  Large transactions
+ * always do.
+ */
+static void
+maybe_mark(PyrWriter *writer, FullTransactionId fxid, uint64 size)
+{
+	Datum		snapshot;
+
+	if ((murmurhash32(XidFromFullTransactionId(fxid)) & MARK_MASK) != 0 &&
+		size < MARK_ALWAYS_BYTES)
+		return;
+
+	PushActiveSnapshot(GetLatestSnapshot());
+	snapshot = pg_current_snapshot(NULL);
+	PopActiveSnapshot();
+	if (VARSIZE_ANY(DatumGetPointer(snapshot)) > MARK_BYTES_MAX)
+		return;
+
+	writer->values[COL_SNAPSHOT] = snapshot;
+	writer->isnull[COL_SNAPSHOT] = false;
+	writer->room -= INTALIGN(VARSIZE_ANY(DatumGetPointer(snapshot))) +
+		MAXIMUM_ALIGNOF;
+}
+
+/*
+ * Begins to write the running transaction's entries, in the log that is in
+ * the schema; size is how many bytes there will be, about.  NULL: there is no
+ * log, as after DROP EXTENSION in this very transaction.
+ *
+ * The commit number is taken here.
+ */
+PyrWriter *
+pyr_writer_begin(Oid schema, uint64 size)
+{
+	PyrWriter  *writer;
+	FullTransactionId fxid;
+	char	   *username;
+
+	if (!find_log(schema))
+		return NULL;
+
+	fxid = GetTopFullTransactionId();
+	writer = palloc0(sizeof(PyrWriter));
+	writer->number = current_inner_table();
+	writer->table = table_open(place.tables[writer->number], RowExclusiveLock);
+	writer->info = makeNode(IndexInfo);
+	if (size > BULK_BYTES)
+		writer->bulk = GetBulkInsertState();
+	writer->piece = palloc(VARHDRSZ + ENTRY_BYTES);
+	writer->room = ENTRY_BYTES;
+
+	writer->values[COL_COMMITNO] = Int64GetDatum((int64) GetXLogInsertRecPtr());
+	writer->values[COL_XID] = FullTransactionIdGetDatum(fxid);
+	writer->values[COL_AT] = TimestampTzGetDatum(GetCurrentTimestamp());
+	username = GetUserNameFromId(GetSessionUserId(), true);
+	writer->isnull[COL_USERNAME] = username == NULL;
+	if (username != NULL)
+	{
+		writer->values[COL_USERNAME] = CStringGetTextDatum(username);
+		writer->room -= INTALIGN(VARHDRSZ + strlen(username)) + sizeof(int32);
+	}
+	writer->isnull[COL_SNAPSHOT] = true;
+	maybe_mark(writer, fxid, size);
+	return writer;
+}
+
+/*
+ * Writes the last entry.
+ */
+void
+pyr_writer_end(PyrWriter *writer)
+{
+	finish_entry(writer);
+	if (writer->bulk != NULL)
+		FreeBulkInsertState(writer->bulk);
+
+	/* the lock stays until the end: the table must not be emptied before */
+	table_close(writer->table, NoLock);
+}
+
+/*
+ * py_log_flush() returns pg_lsn: makes everything safe that has been written
+ * to the write-ahead log so far, and says how far that is.
+ *
+ * A slave calls it with each look at the log.  What it sees must not be taken
+ * back by a crash of this server: commits that are visible before they are
+ * flushed (synchronous_commit = off), and also the mere numbers of
+ * transactions that have ended, which a crash could give out a second time,
+ * to transactions that the slave would then believe to have seen.
+ */
+Datum
+py_log_flush(PG_FUNCTION_ARGS)
+{
+	XLogRecPtr	here;
+
+	if (RecoveryInProgress())
+		PG_RETURN_NULL();
+
+	/*
+	 * At the end of a page the insert position is already behind the next
+	 * page's header, which nobody has written yet.
+	 */
+	here = GetXLogInsertRecPtr();
+	if (here % XLOG_BLCKSZ == SizeOfXLogShortPHD ||
+		XLogSegmentOffset(here, wal_segment_size) == SizeOfXLogLongPHD)
+		here -= here % XLOG_BLCKSZ;
+
+	XLogFlush(here);
+	PG_RETURN_LSN(here);
+}
