@@ -86,7 +86,10 @@ complain(PyrState state, const char *message, const char *hint)
 	if (last_complaint != NULL)
 		pfree(last_complaint);
 	last_complaint = MemoryContextStrdup(TopMemoryContext, message);
-	pyr_status_error(state, message);
+	if (state == PYR_STATE_ERROR)
+		pyr_status_error(state, message);
+	else
+		pyr_status_state(state);
 	ereport(LOG,
 			(errmsg("pyreplica: %s", message),
 			 errhint("%s", hint)));

@@ -25,7 +25,11 @@ use strict;
 use warnings;
 
 use Exporter 'import';
+use File::Path qw(rmtree);
+use IO::Socket::INET;
+use IPC::Run;
 use PostgreSQL::Test::Cluster;
+use PostgreSQL::Test::RecursiveCopy;
 use PostgreSQL::Test::Utils;
 use Test::More;
 use Time::HiRes qw(usleep);
@@ -34,6 +38,9 @@ our @EXPORT = qw(
   new_pair new_master new_slave conninfo_setting
   on_both log_table wait_caught_up is_same content
   log_since log_position wait_log poll_until wait_worker status
+  set_conf status_value wait_status seconds_of is_same_rows count_log
+  master_pid restore_cold black_hole stays_true
+  start_looping start_watching stop_looping
 );
 
 # Seconds that anything may take before a test gives it up.
@@ -61,12 +68,13 @@ sub conninfo_setting
 	return "pyreplica.master_conninfo = '$conninfo'\n";
 }
 
-# A slave of that master; started unless told otherwise (start => 0).
+# A slave of that master; started unless told otherwise (start => 0).  With
+# streaming => 1, a server that can have a standby.
 sub new_slave
 {
 	my ($master, $name, %option) = @_;
 	my $node = PostgreSQL::Test::Cluster->new($name // 'slave');
-	$node->init;
+	$node->init(allows_streaming => $option{streaming});
 	$node->append_conf('postgresql.conf',
 		    "shared_preload_libraries = 'pyreplica'\n"
 		  . "pyreplica.retry_interval_max = 1s\n"
@@ -187,6 +195,224 @@ sub wait_log
 	my ($node, $position, $pattern, $seconds) = @_;
 	return poll_until(sub { log_since($node, $position) =~ $pattern },
 		$seconds);
+}
+
+# Whether something is true now and at every look for some seconds.
+sub stays_true
+{
+	my ($condition, $seconds) = @_;
+	return !poll_until(sub { !$condition->() }, $seconds);
+}
+
+# How many matches a server has logged since then.
+sub count_log
+{
+	my ($node, $position, $pattern) = @_;
+	my @found = log_since($node, $position) =~ /$pattern/g;
+	return scalar @found;
+}
+
+# How long something takes.
+sub seconds_of
+{
+	my ($what) = @_;
+	my $begin = Time::HiRes::time();
+	$what->();
+	return Time::HiRes::time() - $begin;
+}
+
+# Adds lines to postgresql.conf and has a running server read them.
+sub set_conf
+{
+	my ($node, @lines) = @_;
+	$node->append_conf('postgresql.conf', join("\n", @lines));
+	$node->reload;
+	return;
+}
+
+# One thing out of pyreplica_status; undefined while the server cannot tell.
+sub status_value
+{
+	my ($slave, $expression, $database) = @_;
+	my ($rc, $value, $complaint) = $slave->psql($database // 'postgres',
+		"SELECT $expression FROM pyreplica_status");
+	return $rc == 0 ? $value : undef;
+}
+
+# Until a condition on pyreplica_status is true; says how it is if it never was.
+sub wait_status
+{
+	my ($slave, $condition, $seconds, $database) = @_;
+	return 1
+	  if poll_until(
+		sub { (status_value($slave, $condition, $database) // '') eq 't' },
+		$seconds);
+	diag("not true: $condition\n"
+		  . (status_value($slave, 'row_to_json(pyreplica_status)', $database)
+			  // 'the server does not answer'));
+	return 0;
+}
+
+# Whether a table has the same rows on both sides; tells of a few that differ.
+sub is_same_rows
+{
+	my ($master, $slave, $table, $name) = @_;
+	local $Test::Builder::Level = $Test::Builder::Level + 1;
+	my %side;
+	$side{$_}++ for split(/\n/, content($master, $table));
+	$side{$_}-- for split(/\n/, content($slave, $table));
+	my @differ = grep { $side{$_} } sort keys %side;
+	my $same = ok(!@differ, $name // "$table is the same on both sides");
+	diag(scalar(@differ) . " rows differ, such as\n"
+		  . join("\n",
+			map { ($side{$_} > 0 ? 'only master: ' : 'only slave: ') . $_ }
+			  grep { defined } @differ[ 0 .. 9 ]))
+	  unless $same;
+	return $same;
+}
+
+# The process on the master that serves the replica; '' if there is none.
+sub master_pid
+{
+	my ($master, $replica) = @_;
+	$replica //= 'postgres';
+	return $master->safe_psql('postgres',
+		"SELECT pid FROM pg_stat_activity WHERE application_name = 'pyreplica $replica'"
+	);
+}
+
+# Puts a server that is stopped back to what it was when its backup (see
+# backup_fs_cold) was taken.
+sub restore_cold
+{
+	my ($node, $backup) = @_;
+	rmtree($node->data_dir);
+	PostgreSQL::Test::RecursiveCopy::copypath($node->backup_dir . "/$backup",
+		$node->data_dir);
+	chmod(0700, $node->data_dir) or die "could not chmod: $!";
+	return;
+}
+
+# A place that takes connections and never answers: the socket and its port.
+sub black_hole
+{
+	my $socket = IO::Socket::INET->new(
+		Listen => 10,
+		LocalAddr => '127.0.0.1',
+		Proto => 'tcp') or die "could not listen: $!";
+	return ($socket, $socket->sockport);
+}
+
+my $loops = 0;
+
+# Runs a command again each time it ends, until stop_looping.
+sub start_looping
+{
+	my ($node, @command) = @_;
+	my $base =
+	  PostgreSQL::Test::Utils::tempdir() . '/' . $node->name . $loops++;
+	local $ENV{PGHOST} = $node->host;
+	local $ENV{PGPORT} = $node->port;
+	local $ENV{PGDATABASE} = 'postgres';
+	my $run = IPC::Run::start(
+		[
+			'sh', '-c',
+			'base=$1; shift; while [ ! -e $base.stop ]; do "$@" >>$base.out 2>>$base.err & echo $! >$base.pid; wait $!; sleep 0.1; done; : >$base.done',
+			'sh', $base, @command
+		]);
+	return { base => $base, run => $run };
+}
+
+# Asks a server the same question all the time, whenever it answers.
+sub start_watching
+{
+	my ($node, $query) = @_;
+	my $file =
+	  PostgreSQL::Test::Utils::tempdir() . '/watch' . $loops . '.sql';
+	append_to_file($file, "$query \\watch 0.02\n");
+	return start_looping($node, 'psql', '-XAtq', '-f', $file);
+}
+
+# Ends it; what it has said.
+sub stop_looping
+{
+	my ($loop) = @_;
+	append_to_file("$loop->{base}.stop", '');
+	poll_until(
+		sub {
+			return 1 if -e "$loop->{base}.done";
+			my ($pid) = slurp_file("$loop->{base}.pid") =~ /(\d+)/;
+			kill('TERM', $pid) if $pid;
+			return 0;
+		}) or die 'could not stop a loop';
+	$loop->{run}->finish;
+	return slurp_file("$loop->{base}.out");
+}
+
+# Stories of rows: what is captured, and what comes of it.
+push @EXPORT,
+  qw(run_loosely story capture_mark captured_since is_captured);
+
+# Runs SQL some of which is meant to fail, and goes on after errors.
+sub run_loosely
+{
+	my ($node, $sql) = @_;
+	my ($stdout, $stderr);
+	$node->psql(
+		'postgres', $sql,
+		stdout => \$stdout,
+		stderr => \$stderr,
+		on_error_stop => 0);
+	return $stdout;
+}
+
+# Something happens on the master, and afterwards these tables are the same
+# on both sides, without a conflict on the way there.
+sub story
+{
+	my ($master, $slave, $name, $sql, @tables) = @_;
+	local $Test::Builder::Level = $Test::Builder::Level + 1;
+	my $conflicts = status_value($slave, 'conflicts');
+	run_loosely($master, $sql);
+	wait_caught_up($slave);
+
+	my ($here, $there) = ('', '');
+	foreach my $table (@tables)
+	{
+		$there .= "$table:\n" . content($master, $table) . "\n";
+		$here .= "$table:\n" . content($slave, $table) . "\n";
+	}
+	$there .= 'conflicts: 0';
+	$here .= 'conflicts: '
+	  . (status_value($slave, 'conflicts') - $conflicts);
+	return is($here, $there, $name);
+}
+
+# A place in the master's replica_log: what commits from now on is behind it.
+sub capture_mark
+{
+	my ($master) = @_;
+	return $master->safe_psql('postgres',
+		q(SELECT (pg_current_wal_insert_lsn() - '0/0')::int8));
+}
+
+# The statements in the master's replica_log since that mark.
+sub captured_since
+{
+	my ($master, $mark) = @_;
+	return $master->safe_psql('postgres',
+		"SELECT statement FROM replica_log_sql WHERE commitno >= $mark "
+		  . 'ORDER BY commitno, xid, number');
+}
+
+# Whether running this on the master logs exactly these statements.
+sub is_captured
+{
+	my ($master, $sql, $expected, $name) = @_;
+	local $Test::Builder::Level = $Test::Builder::Level + 1;
+	my $mark = capture_mark($master);
+	run_loosely($master, $sql);
+	return is(captured_since($master, $mark), join("\n", @$expected), $name);
 }
 
 1;
