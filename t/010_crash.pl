@@ -219,7 +219,7 @@ while (@accidents)
 
 stop_looping($load);
 wait_caught_up($slave);
-my @answers = split(/\n/, stop_looping($reader));
+my @answers = grep { /\S/ } split(/\n/, stop_looping($reader));
 
 is($master->safe_psql('postgres', $check),
 	$right, 'the master itself is in order');

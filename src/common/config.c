@@ -51,7 +51,7 @@ bool		log_statements = false;
  * Master: memory for the changes of one running transaction; what is more
  * goes to a temporary file until commit.
  */
-int			capture_memory_kb = 4 * 1024;
+int			capture_memory_kb = 16 * 1024;
 
 /*
  * Master: size at which the log turns to its next inner table, so that the
@@ -129,7 +129,7 @@ pyr_config_define(void)
 							"Memory for the captured changes of one running transaction.",
 							"More of them wait in a temporary file until commit.",
 							&capture_memory_kb,
-							4 * 1024, 64, MAX_KILOBYTES,
+							16 * 1024, 64, MAX_KILOBYTES,
 							PGC_USERSET,
 							GUC_UNIT_KB,
 							NULL, NULL, NULL);

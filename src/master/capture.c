@@ -158,19 +158,6 @@ changed_columns(PyrRelInfo *info, TupleTableSlot *old, TupleTableSlot *new)
 	return changed;
 }
 
-static Bitmapset *
-columns_but_key(PyrRelInfo *info)
-{
-	Bitmapset  *columns = NULL;
-
-	for (int i = 0; i < info->natts; i++)
-	{
-		if (info->columns[i].captured && !info->columns[i].is_key)
-			columns = bms_add_member(columns, i);
-	}
-	return columns;
-}
-
 static void
 append_varint(uint64 v)
 {
@@ -428,7 +415,7 @@ capture_row(TriggerData *trigdata, PyrRelInfo *info)
 	{
 		HeapTuple	row = trigdata->tg_trigtuple;
 
-		append_change(info, PYR_INSERT, columns_but_key(info),
+		append_change(info, PYR_INSERT, info->but_key,
 					  trigdata->tg_trigslot, trigdata->tg_trigslot);
 		note_created(row, start);
 		note_command(HeapTupleHeaderGetCmin(row->t_data), depth);

@@ -34,6 +34,7 @@ typedef struct CacheEntry
 } CacheEntry;
 
 static HTAB *cache = NULL;
+static PyrRelInfo *latest = NULL;	/* found last, if it is still in the cache */
 static List *outdated = NIL;	/* contexts to delete, in TopMemoryContext */
 static uint32 last_generation = 0;
 
@@ -219,6 +220,11 @@ fill_info(PyrRelInfo *info, Relation rel, Trigger *trigger)
 		info->key[foreach_current_index(cell)] = attnum;
 		info->columns[attnum - 1].is_key = true;
 	}
+	for (int i = 0; i < desc->natts; i++)
+	{
+		if (info->columns[i].captured && !info->columns[i].is_key)
+			info->but_key = bms_add_member(info->but_key, i);
+	}
 }
 
 static PyrRelInfo *
@@ -256,14 +262,18 @@ pyr_relinfo_get(Relation rel, Trigger *trigger)
 	CacheEntry *entry;
 	bool		found;
 
+	if (latest != NULL && latest->valid && latest->trigger == trigger->tgoid)
+		return latest;
+
 	if (cache == NULL)
 		create_cache();
+	latest = NULL;
 
 	entry = hash_search(cache, &trigger->tgoid, HASH_ENTER, &found);
 	if (!found)
 		entry->info = NULL;
 	if (entry->info != NULL && entry->info->valid)
-		return entry->info;
+		return latest = entry->info;
 
 	if (entry->info != NULL)
 	{
@@ -274,7 +284,7 @@ pyr_relinfo_get(Relation rel, Trigger *trigger)
 		entry->info = NULL;
 	}
 	entry->info = build(rel, trigger);
-	return entry->info;
+	return latest = entry->info;
 }
 
 /*

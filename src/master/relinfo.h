@@ -39,6 +39,7 @@ typedef struct PyrRelInfo
 	PyrColumn  *columns;		/* natts of them */
 	int			nkey;
 	AttrNumber *key;			/* in the order the trigger names them */
+	Bitmapset  *but_key;		/* captured columns that are not key, from 0 */
 	bool		has_text;		/* some column travels as text ... */
 	bool		has_names;		/* ... that depends on search_path */
 } PyrRelInfo;

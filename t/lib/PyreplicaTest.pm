@@ -374,7 +374,14 @@ sub story
 	local $Test::Builder::Level = $Test::Builder::Level + 1;
 	my $conflicts = status_value($slave, 'conflicts');
 	run_loosely($master, $sql);
-	wait_caught_up($slave);
+	my $arrived =
+	  $slave->safe_psql('postgres', q(SELECT pyreplica_wait(timeout => '20s')));
+	if ($arrived ne 't')
+	{
+		fail($name);
+		diag("the slave did not catch up:\n" . status($slave));
+		return 0;
+	}
 
 	my ($here, $there) = ('', '');
 	foreach my $table (@tables)
