@@ -8,6 +8,7 @@
 # loads it when it first connects, so that neither the postmaster nor ordinary
 # backends ever map libpq.
 
+PG_CONFIG ?= pg_config
 EXTVERSION = $(shell sed -n "s/^default_version *= *'\(.*\)'/\1/p" pyreplica.control)
 
 EXTENSION = pyreplica
@@ -40,14 +41,13 @@ DATA_built = sql/pyreplica--$(EXTVERSION).sql
 TAP_TESTS = 1
 PROVE_FLAGS += -I t/lib
 
-PG_CPPFLAGS = -I$(CURDIR)/src -I$(libpq_srcdir)
-PG_CFLAGS = -Wextra -Wno-sign-compare -Wno-unused-parameter \
-	-Wno-missing-field-initializers -Wno-declaration-after-statement \
-	$(PROFILE)
+# Warnings are for our own code: the server's headers are system headers here.
+PG_CPPFLAGS = -I$(CURDIR)/src -isystem $(shell $(PG_CONFIG) --includedir-server) \
+	-I$(libpq_srcdir)
+PG_CFLAGS = -Wextra -Wno-declaration-after-statement $(PROFILE)
 
 EXTRA_CLEAN = sql/pyreplica--$(EXTVERSION).sql src/*/*.bc src/*.bc
 
-PG_CONFIG ?= pg_config
 PGXS := $(shell $(PG_CONFIG) --pgxs)
 include $(PGXS)
 

@@ -80,7 +80,7 @@ corrupt(const char *detail)
 }
 
 static uint32
-hash_shape_bytes(const void *key, Size keysize)
+hash_shape_bytes(const void *key, Size keysize pg_attribute_unused())
 {
 	const ShapeBytes *bytes = key;
 
@@ -88,7 +88,8 @@ hash_shape_bytes(const void *key, Size keysize)
 }
 
 static int
-match_shape_bytes(const void *a, const void *b, Size keysize)
+match_shape_bytes(const void *a, const void *b,
+				  Size keysize pg_attribute_unused())
 {
 	const ShapeBytes *left = a;
 	const ShapeBytes *right = b;

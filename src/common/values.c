@@ -173,7 +173,7 @@ pyr_wire_decode(PyrWire wire, const char *data, int len,
 			{
 				/* this also verifies that the bytes are valid text */
 				char	   *text = pg_any_to_server(data, len, encoding);
-				int			textlen = text == data ? len : strlen(text);
+				int			textlen = text == data ? len : (int) strlen(text);
 
 				return PointerGetDatum(cstring_to_text_with_len(text, textlen));
 			}

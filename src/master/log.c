@@ -300,8 +300,10 @@ cut_back(Savepoint *savepoint)
 }
 
 static void
-subxact_callback(SubXactEvent event, SubTransactionId mySubid,
-				 SubTransactionId parentSubid, void *arg)
+subxact_callback(SubXactEvent event,
+				 SubTransactionId mySubid pg_attribute_unused(),
+				 SubTransactionId parentSubid pg_attribute_unused(),
+				 void *arg pg_attribute_unused())
 {
 	int			level;
 	Savepoint  *savepoint;
@@ -402,7 +404,7 @@ forget_transaction(void)
 }
 
 static void
-xact_callback(XactEvent event, void *arg)
+xact_callback(XactEvent event, void *arg pg_attribute_unused())
 {
 	if (state == NULL)
 		return;

@@ -39,7 +39,7 @@ static List *outdated = NIL;	/* contexts to delete, in TopMemoryContext */
 static uint32 last_generation = 0;
 
 static void
-relcache_callback(Datum arg, Oid relid)
+relcache_callback(Datum arg pg_attribute_unused(), Oid relid)
 {
 	HASH_SEQ_STATUS status;
 	CacheEntry *entry;

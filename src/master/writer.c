@@ -111,7 +111,7 @@ struct PyrWriter
 };
 
 static void
-relcache_callback(Datum arg, Oid relid)
+relcache_callback(Datum arg pg_attribute_unused(), Oid relid)
 {
 	bool		ours = relid == InvalidOid || relid == place.current;
 

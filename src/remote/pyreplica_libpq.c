@@ -124,7 +124,7 @@ remote_conninfo_display(const char *conninfo)
 	initStringInfo(&out);
 	if (options == NULL)
 		return out.data;
-	for (int i = 0; i < lengthof(shown); i++)
+	for (size_t i = 0; i < lengthof(shown); i++)
 	{
 		for (PQconninfoOption *option = options; option->keyword; option++)
 		{
@@ -204,7 +204,8 @@ finish_connecting(PyrRemote *remote, char **error)
 
 /* libpq's notices (and the master's) have no place in our server's stderr */
 static void
-ignore_notice(void *arg, const PGresult *result)
+ignore_notice(void *arg pg_attribute_unused(),
+			  const PGresult *result pg_attribute_unused())
 {
 }
 

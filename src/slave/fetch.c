@@ -96,7 +96,7 @@ pyr_window_create(void)
  * commitno, and in part whether it is complete.
  */
 void
-pyr_window_prepare(PyrWindow *window, PyrOrigin *origin)
+pyr_window_prepare(PyrOrigin *origin)
 {
 	char	   *sql = psprintf(
 		"WITH mark AS MATERIALIZED ("
@@ -176,7 +176,7 @@ begin_entries(PyrWindow *window)
 
 /* a PyrRemoteRow */
 static void
-take_row(void *arg, int ncols, const PyrRemoteValue *values)
+take_row(void *arg, int ncols pg_attribute_unused(), const PyrRemoteValue *values)
 {
 	PyrWindow  *window = arg;
 	Datum		datums[NCOLS];

@@ -27,7 +27,7 @@ typedef struct PyrEntry
 typedef struct PyrWindow PyrWindow;
 
 extern PyrWindow *pyr_window_create(void);
-extern void pyr_window_prepare(PyrWindow *window, PyrOrigin *origin);
+extern void pyr_window_prepare(PyrOrigin *origin);
 extern bool pyr_window_fetch(PyrWindow *window, PyrOrigin *origin,
 							 PyrPosition *from);
 extern bool pyr_window_is_empty(PyrWindow *window);

@@ -267,7 +267,7 @@ manage_worker(void)
 }
 
 void
-pyr_launcher_main(Datum arg)
+pyr_launcher_main(Datum arg pg_attribute_unused())
 {
 	MemoryContext context;
 

@@ -50,7 +50,7 @@ pyr_local_begin_session(const char *replica)
 		{"jit", "off"},
 	};
 
-	for (int i = 0; i < lengthof(settings); i++)
+	for (size_t i = 0; i < lengthof(settings); i++)
 		SetConfigOption(settings[i][0], settings[i][1],
 						PGC_SUSET, PGC_S_OVERRIDE);
 	SetConfigOption("application_name", psprintf("pyreplica %s", replica),

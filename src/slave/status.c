@@ -115,7 +115,7 @@ pyr_status_init(void)
 }
 
 static void
-detach(int code, Datum arg)
+detach(int code pg_attribute_unused(), Datum arg pg_attribute_unused())
 {
 	LWLockAcquire(status->lock, LW_EXCLUSIVE);
 	status->pid = 0;

@@ -37,7 +37,7 @@ static List *targets = NIL;
 static bool is_callback_registered = false;
 
 static void
-relcache_callback(Datum arg, Oid relid)
+relcache_callback(Datum arg pg_attribute_unused(), Oid relid)
 {
 	ListCell   *cell;
 

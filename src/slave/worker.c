@@ -229,7 +229,7 @@ connect_origin(void)
 		log_line(LOG, psprintf("Encoding for this connections are %s %s",
 							   pg_encoding_to_char(origin->encoding),
 							   GetDatabaseEncodingName()));
-		pyr_window_prepare(window, origin);
+		pyr_window_prepare(origin);
 		empty_looks = found_looks = 0;
 		return;
 	}
@@ -506,7 +506,7 @@ report_failure(void)
  * Entry point of the worker; bgw_extra is the name of the slave's database.
  */
 void
-pyr_worker_main(Datum arg)
+pyr_worker_main(Datum arg pg_attribute_unused())
 {
 	pqsignal(SIGHUP, SignalHandlerForConfigReload);
 	pqsignal(SIGTERM, die);
