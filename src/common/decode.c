@@ -265,8 +265,8 @@ parse_shape(PyrDecoder *decoder, const char *bytes, int len)
 	PyrShape   *shape = MemoryContextAllocZero(decoder->context,
 											   sizeof(PyrShape));
 	const char *verb;
-	uint64		nkey;
-	uint64		nset;
+	uint64		nkey = 0;
+	uint64		nset = 0;
 
 	if (!read_bytes(&cursor, 1, &verb))
 		corrupt("an empty shape");

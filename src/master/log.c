@@ -17,6 +17,9 @@
  * until our commit is visible, nobody can fall asleep before having a chance
  * to see our entry.  If we do not, we notify.  A transaction that is being
  * prepared does neither: its locks would outlive it, and it cannot notify.
+ * The next transaction of its session does it instead, which mostly is COMMIT
+ * PREPARED; if that comes from another session, the slave's keep-alive finds
+ * the entries, or its poll if it knew of the prepared transaction.
  *
  *-------------------------------------------------------------------------
  */
@@ -84,6 +87,9 @@ typedef struct LogState
 } LogState;
 
 static LogState *state = NULL;
+
+/* this session prepared a transaction that it may be about to commit */
+static bool has_prepared = false;
 
 /*
  * Called before each change is appended: begins the transaction's state, or
@@ -403,9 +409,22 @@ forget_transaction(void)
 	pyr_relinfo_end_transaction();
 }
 
+/*
+ * COMMIT PREPARED may be what the session's running transaction is about: the
+ * entries that it makes visible have not woken anybody yet.
+ */
+static void
+wake_for_prepared(void)
+{
+	has_prepared = false;
+	wake_sleepers();
+}
+
 static void
 xact_callback(XactEvent event, void *arg pg_attribute_unused())
 {
+	if (has_prepared && event == XACT_EVENT_PRE_COMMIT)
+		wake_for_prepared();
 	if (state == NULL)
 		return;
 
@@ -414,6 +433,7 @@ xact_callback(XactEvent event, void *arg pg_attribute_unused())
 		case XACT_EVENT_PRE_COMMIT:
 		case XACT_EVENT_PRE_PREPARE:
 			write_entries(event == XACT_EVENT_PRE_PREPARE);
+			has_prepared = event == XACT_EVENT_PRE_PREPARE;
 			forget_transaction();
 			break;
 

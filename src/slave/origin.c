@@ -135,8 +135,8 @@ attach(PyrOrigin *origin, const char *replica, PyrPosition *position)
 
 	snprintf(wal, sizeof(wal), "%X/%X", LSN_FORMAT_ARGS(position->wal));
 	params[0] = replica;
-	params[1] = position->is_stored ? position->system_identifier : NULL;
-	params[2] = position->is_stored ? position->snapshot : NULL;
+	params[1] = position->stored ? position->system_identifier : NULL;
+	params[2] = position->stored;
 	params[3] = position->confirmed;
 	params[4] = wal;
 	if (!query(origin,
@@ -146,7 +146,7 @@ attach(PyrOrigin *origin, const char *replica, PyrPosition *position)
 			   5, params, keep_strings, answer))
 		return false;
 
-	if (!position->is_stored)
+	if (position->stored == NULL)
 	{
 		pyr_position_advance(position, answer[1], 0);
 		position->system_identifier = MemoryContextStrdup(TopMemoryContext,
@@ -265,13 +265,15 @@ pyr_origin_awake(PyrOrigin *origin)
 }
 
 /*
- * Tells the master that everything the position sees is safe here.
+ * Tells the master that everything the stored position sees is safe here.  Not
+ * one that is only in memory: after a restart we would come back with less
+ * than we confirmed.
  */
 bool
 pyr_origin_confirm(PyrOrigin *origin, const char *replica,
 				   PyrPosition *position)
 {
-	const char *params[2] = {replica, position->snapshot};
+	const char *params[2] = {replica, position->stored};
 
 	if (!query(origin,
 			   psprintf("SELECT %s.py_log_confirm($1, $2)", origin->schema),

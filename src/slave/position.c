@@ -53,9 +53,9 @@ pyr_position_load(const char *replica, PyrPosition *position)
 	{
 		row = SPI_tuptable->vals[0];
 		desc = SPI_tuptable->tupdesc;
-		position->is_stored = true;
 		set_string(&position->system_identifier, SPI_getvalue(row, desc, 1));
 		set_string(&position->snapshot, SPI_getvalue(row, desc, 2));
+		set_string(&position->stored, position->snapshot);
 		wal = SPI_getvalue(row, desc, 3);
 		if (sscanf(wal, "%X/%X", &hi, &lo) == 2)
 			position->wal = ((uint64) hi << 32) | lo;
@@ -64,8 +64,9 @@ pyr_position_load(const char *replica, PyrPosition *position)
 }
 
 /*
- * Moves the position in memory.  It counts once it is stored, or at once if
- * there are no changes between the two.
+ * Moves the position in memory, where the next window begins.  It is stored
+ * with the changes that lead to it; if there were none, the one stored before
+ * is as good.
  */
 void
 pyr_position_advance(PyrPosition *position, const char *snapshot,
@@ -76,12 +77,12 @@ pyr_position_advance(PyrPosition *position, const char *snapshot,
 }
 
 /*
- * The master has committed that it knows of this position.
+ * The master has committed that it knows of the stored position.
  */
 void
 pyr_position_confirmed(PyrPosition *position)
 {
-	set_string(&position->confirmed, position->snapshot);
+	set_string(&position->confirmed, position->stored);
 }
 
 /*
@@ -127,5 +128,5 @@ pyr_position_store(const char *replica, PyrPosition *position)
 	if (SPI_execute_plan(store_plan, values, nulls, false, 0) != SPI_OK_INSERT ||
 		SPI_processed != 1)
 		elog(ERROR, "could not write pyreplica_position");
-	position->is_stored = true;
+	set_string(&position->stored, position->snapshot);
 }

@@ -12,10 +12,10 @@
 
 typedef struct PyrPosition
 {
-	bool		is_stored;		/* it has a row in pyreplica_position */
 	char	   *system_identifier;	/* of the master; NULL: not known yet */
 	char	   *snapshot;		/* text of a pg_snapshot; NULL: none yet */
 	XLogRecPtr	wal;			/* the master's, when it was so */
+	char	   *stored;			/* the snapshot in pyreplica_position, if any */
 	char	   *confirmed;		/* what the master surely remembers, or NULL */
 } PyrPosition;
 

@@ -276,7 +276,6 @@ look(void)
 	update_rate(now, pyr_window_transactions(window));
 	if (pyr_window_is_empty(window))
 	{
-		/* with no changes in between, it is as good as stored */
 		pyr_position_advance(&position, pyr_window_snapshot(window),
 							 pyr_window_wal(window));
 		if (pyr_window_is_complete(window))
