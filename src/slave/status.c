@@ -265,6 +265,21 @@ pyr_status_wait_requested(void)
 	return request;
 }
 
+/*
+ * Whether somebody waits for a look.  To be asked before sleeping: the latch
+ * that came with the request may have been reset since.
+ */
+bool
+pyr_status_wait_pending(void)
+{
+	bool		pending;
+
+	LWLockAcquire(status->lock, LW_SHARED);
+	pending = status->wait_requested > status->wait_served;
+	LWLockRelease(status->lock);
+	return pending;
+}
+
 void
 pyr_status_wait_served(uint64 request)
 {

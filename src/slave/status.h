@@ -38,6 +38,7 @@ extern int64 pyr_status_windows(void);
 
 /* pyreplica_wait */
 extern uint64 pyr_status_wait_requested(void);
+extern bool pyr_status_wait_pending(void);
 extern void pyr_status_wait_served(uint64 request);
 
 #endif							/* PYR_STATUS_H */

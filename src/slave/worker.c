@@ -366,6 +366,8 @@ sleep_announced(bool has_prepared)
 			log_line(DEBUG1, "Timeout ('keepalive')!");
 			return true;
 		}
+		if (pyr_status_wait_pending())
+			return true;
 		if (is_confirm_due)
 			left_ms = Min(left_ms, Max(confirm_due_ms(), 1));
 		if (has_prepared)
