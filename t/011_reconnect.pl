@@ -208,10 +208,14 @@ is_told(
 	'no database',
 	"pyreplica.master_conninfo = 'host=127.0.0.1'",
 	qr/pyreplica\.master_conninfo names no database/);
+my $half =
+  "pyreplica.master_conninfo = 'postgresql://replicator:$password\@[127.0.0.1/postgres'";
+is_told('half a URI', $half, qr/connection string.*URI/);
 is_told(
-	'half a URI',
-	"pyreplica.master_conninfo = 'postgresql://replicator:$password\@[127.0.0.1/postgres'",
-	qr/invalid connection string|end of string reached/);
+	'half a URI, seen by the worker',
+	"$half\npyreplica.database = 'postgres'",
+	qr/the master is away.*URI|^(?!.*pyreplica\.master_conninfo).*URI/);
+set_conf($slave, "pyreplica.database = ''");
 is_secret(
 	status_value($slave, 'last_error') . "\n"
 	  . join("\n",

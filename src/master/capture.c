@@ -12,13 +12,13 @@
  * with the outer statement's.  So when a trigger of the application changes a
  * row whose own trigger call is still to come, we see the later change first.
  * Both tell what happened to one row, and applying them the wrong way round
- * would lose the row or resurrect an old value.  It is recognized exactly:
- * the later change replaces a row version that this transaction created, by a
- * command whose triggers are still being called.  We remember that version's
- * place, and when the call that tells of its creation comes, that change is
- * moved before the one that needs it (txbuffer.c).  Log triggers are named to
- * fire first, so in the common case (a trigger changes the very row it was
- * called for) nothing has to be moved.
+ * would lose the row or resurrect an old value.  It is recognized: the later
+ * change replaces a row version that this transaction created, by a command of
+ * which no trigger was called yet, or whose triggers are just being called.
+ * We remember that version, and when the call that tells of its creation
+ * comes, that change is moved before the one that needs it (txbuffer.c).  Log
+ * triggers are named to fire first, so in the common case (a trigger changes
+ * the very row it was called for) nothing has to be moved.
  *
  *-------------------------------------------------------------------------
  */
@@ -66,8 +66,24 @@ typedef struct VersionKey
 typedef struct Version
 {
 	VersionKey	key;
-	uint64		replaced_at;	/* where the change that replaced it is */
+	CommandId	creator;		/* the command that made it */
+	uint64		noted_at;		/* where the changes ended then */
+	uint64		replaced_at;	/* where the change that replaced it is, or
+								 * NOT_YET */
+	VersionKey	stands_for;		/* the version itself, or an earlier one that
+								 * it equals */
 } Version;
+
+#define NOT_YET	PG_UINT64_MAX
+
+/* so many commands' bits are kept in one piece of memory */
+#define COMMANDS_PER_PAGE	32768
+
+typedef struct CommandPage
+{
+	uint32		number;			/* hash key */
+	uint8		bits[COMMANDS_PER_PAGE / 8];
+} CommandPage;
 
 /*
  * The order of the running transaction's changes.
@@ -76,8 +92,14 @@ static struct
 {
 	CommandId	firing[MAX_DEPTH];	/* command whose triggers are being called,
 									 * by depth; the first is for depth 1 */
-	CommandId	latest;			/* latest command captured */
+	VersionKey	current[MAX_DEPTH]; /* version whose creation was captured
+									 * last, likewise */
+	uint64		seen;			/* commands of which a trigger was called, a
+								 * bit each for the first 64 */
+	HTAB	   *seen_later;		/* CommandPage, for the others */
 	HTAB	   *pending;		/* Version; NULL if there never was one */
+	bool		has_firing_creators;	/* some pending version's creator had
+										 * been seen */
 }			order;
 
 /*
@@ -315,21 +337,110 @@ append_change(PyrRelInfo *info, PyrVerb verb, Bitmapset *set,
 		AtEOXact_GUC(true, nestlevel);
 }
 
+static uint8 *
+command_bits(CommandId cid, bool create)
+{
+	uint32		number = cid / COMMANDS_PER_PAGE;
+	CommandPage *page;
+	bool		found;
+
+	if (order.seen_later == NULL)
+	{
+		HASHCTL		ctl = {0};
+
+		if (!create)
+			return NULL;
+		ctl.keysize = sizeof(uint32);
+		ctl.entrysize = sizeof(CommandPage);
+		ctl.hcxt = TopTransactionContext;
+		order.seen_later = hash_create("pyreplica commands", 16, &ctl,
+									   HASH_ELEM | HASH_BLOBS | HASH_CONTEXT);
+	}
+	page = hash_search(order.seen_later, &number,
+					   create ? HASH_ENTER : HASH_FIND, &found);
+	if (page == NULL)
+		return NULL;
+	if (!found)
+		memset(page->bits, 0, sizeof(page->bits));
+	return &page->bits[cid % COMMANDS_PER_PAGE / 8];
+}
+
+/* at which place of order's arrays */
+static int
+level_of(int depth)
+{
+	return Min(depth, MAX_DEPTH) - 1;
+}
+
+static bool
+is_seen(CommandId cid)
+{
+	uint8	   *bits;
+
+	if (cid < 64)
+		return (order.seen & (UINT64CONST(1) << cid)) != 0;
+	bits = command_bits(cid, false);
+	return bits != NULL && (*bits & (1 << cid % 8)) != 0;
+}
+
 /*
- * Whether the triggers of that command of our transaction may still be being
- * called, so that we have not yet seen all that it did.
+ * Whether that command of our transaction has done something that we have not
+ * been told of yet: none of its triggers was called, or they are just being
+ * called.
  */
 static bool
-is_firing(CommandId cid, int depth)
+is_unfinished(CommandId cid, int depth)
 {
-	if (cid > order.latest)
-		return true;
-	for (int i = 0; i < Min(depth, MAX_DEPTH) - 1; i++)
+	for (int i = 0; i < level_of(depth); i++)
 	{
 		if (order.firing[i] == cid)
 			return true;
 	}
-	return false;
+	return !is_seen(cid);
+}
+
+/*
+ * Forgets pending versions: those of a table, or (relid invalid) those made by
+ * commands that are finished.
+ */
+static void
+forget_versions(Oid relid)
+{
+	HASH_SEQ_STATUS status;
+	Version    *version;
+
+	if (order.pending == NULL)
+		return;
+	hash_seq_init(&status, order.pending);
+	while ((version = hash_seq_search(&status)) != NULL)
+	{
+		if (OidIsValid(relid) ? version->key.relid == relid
+			: is_seen(version->creator))
+			hash_search(order.pending, &version->key, HASH_REMOVE, NULL);
+	}
+}
+
+/*
+ * A trigger of that command is being called.
+ */
+static void
+note_command(CommandId cid, int depth)
+{
+	int			level = level_of(depth);
+
+	if (order.firing[level] == cid)
+		return;
+	if (level == 0 && order.has_firing_creators)
+	{
+		/* a new statement: the one before is done, and what it nested */
+		order.has_firing_creators = false;
+		forget_versions(InvalidOid);
+	}
+	order.firing[level] = cid;
+	if (cid < 64)
+		order.seen |= UINT64CONST(1) << cid;
+	else
+		*command_bits(cid, true) |= 1 << cid % 8;
 }
 
 static VersionKey
@@ -343,21 +454,11 @@ version_key(HeapTuple tuple)
 	return key;
 }
 
-/*
- * A nested statement replaced a row version: remember the place if the
- * version's own creation is still to be captured.
- */
-static void
-note_replaced(HeapTuple old, uint64 place, int depth)
+static Version *
+enter_version(VersionKey key, CommandId creator)
 {
-	VersionKey	key;
 	Version    *version;
 	bool		found;
-
-	if (depth <= 1 ||
-		!TransactionIdIsCurrentTransactionId(HeapTupleHeaderGetXmin(old->t_data)) ||
-		!is_firing(HeapTupleHeaderGetCmin(old->t_data), depth))
-		return;
 
 	if (order.pending == NULL)
 	{
@@ -369,9 +470,77 @@ note_replaced(HeapTuple old, uint64 place, int depth)
 		order.pending = hash_create("pyreplica pending row versions", 64, &ctl,
 									HASH_ELEM | HASH_BLOBS | HASH_CONTEXT);
 	}
-	key = version_key(old);
 	version = hash_search(order.pending, &key, HASH_ENTER, &found);
-	version->replaced_at = place;
+	if (!found)
+	{
+		version->creator = creator;
+		version->noted_at = pyr_txbuffer_size();
+		version->replaced_at = NOT_YET;
+		version->stands_for = key;
+	}
+	if (is_seen(creator))
+		order.has_firing_creators = true;
+	return version;
+}
+
+/*
+ * The version, if its creation is still to be captured, or another one of
+ * which that is true and that it equals; and the command that made it.
+ */
+static bool
+find_pending(HeapTuple tuple, int depth, VersionKey *key, CommandId *creator)
+{
+	Version    *version = NULL;
+	int			level = level_of(depth);
+
+	if (!TransactionIdIsCurrentTransactionId(HeapTupleHeaderGetXmin(tuple->t_data)))
+		return false;
+
+	*key = version_key(tuple);
+	*creator = HeapTupleHeaderGetCmin(tuple->t_data);
+
+	/* the row that the trigger around us was called for */
+	if (level > 0 &&
+		memcmp(key, &order.current[level - 1], sizeof(VersionKey)) == 0)
+		return false;
+
+	if (order.pending != NULL)
+		version = hash_search(order.pending, key, HASH_FIND, NULL);
+	if (version != NULL)
+	{
+		*key = version->stands_for;
+		*creator = version->creator;
+		return true;
+	}
+	return is_unfinished(*creator, depth);
+}
+
+/*
+ * A row version was replaced: remember the place if the version's own
+ * creation is still to be captured.
+ */
+static void
+note_replaced(HeapTuple old, uint64 place, int depth)
+{
+	VersionKey	key;
+	CommandId	creator;
+
+	if (find_pending(old, depth, &key, &creator))
+		enter_version(key, creator)->replaced_at = place;
+}
+
+/*
+ * A new version equals the old one, so it is not logged: what replaces it
+ * replaces the old one.
+ */
+static void
+note_touched(HeapTuple old, HeapTuple new, int depth)
+{
+	VersionKey	key;
+	CommandId	creator;
+
+	if (find_pending(old, depth, &key, &creator))
+		enter_version(version_key(new), creator)->stands_for = key;
 }
 
 /*
@@ -379,29 +548,22 @@ note_replaced(HeapTuple old, uint64 place, int depth)
  * if the version has been replaced already, that comes later.
  */
 static void
-note_created(HeapTuple new, uint64 start)
+note_created(HeapTuple new, uint64 start, int depth)
 {
-	VersionKey	key;
+	VersionKey	key = version_key(new);
 	Version    *version;
 
+	order.current[level_of(depth)] = key;
 	if (order.pending == NULL || hash_get_num_entries(order.pending) == 0)
 		return;
 
-	key = version_key(new);
 	version = hash_search(order.pending, &key, HASH_FIND, NULL);
 	if (version == NULL)
 		return;
 
-	pyr_txbuffer_move(start, pyr_txbuffer_size(), version->replaced_at);
+	if (version->replaced_at != NOT_YET)
+		pyr_txbuffer_move(start, pyr_txbuffer_size(), version->replaced_at);
 	hash_search(order.pending, &key, HASH_REMOVE, NULL);
-}
-
-static void
-note_command(CommandId cid, int depth)
-{
-	order.firing[Min(depth, MAX_DEPTH) - 1] = cid;
-	if (cid > order.latest)
-		order.latest = cid;
 }
 
 static void
@@ -417,7 +579,7 @@ capture_row(TriggerData *trigdata, PyrRelInfo *info)
 
 		append_change(info, PYR_INSERT, info->but_key,
 					  trigdata->tg_trigslot, trigdata->tg_trigslot);
-		note_created(row, start);
+		note_created(row, start, depth);
 		note_command(HeapTupleHeaderGetCmin(row->t_data), depth);
 	}
 	else if (TRIGGER_FIRED_BY_UPDATE(event))
@@ -427,11 +589,14 @@ capture_row(TriggerData *trigdata, PyrRelInfo *info)
 											  trigdata->tg_newslot);
 
 		if (bms_is_empty(changed))
-			return;
-		append_change(info, PYR_UPDATE, changed,
-					  trigdata->tg_trigslot, trigdata->tg_newslot);
-		note_created(row, start);
-		note_replaced(trigdata->tg_trigtuple, start, depth);
+			note_touched(trigdata->tg_trigtuple, row, depth);
+		else
+		{
+			append_change(info, PYR_UPDATE, changed,
+						  trigdata->tg_trigslot, trigdata->tg_newslot);
+			note_created(row, start, depth);
+			note_replaced(trigdata->tg_trigtuple, start, depth);
+		}
 		note_command(HeapTupleHeaderGetCmin(row->t_data), depth);
 	}
 	else
@@ -483,7 +648,11 @@ py_log_replica(PG_FUNCTION_ARGS)
 	pyr_log_begin_change(trigdata->tg_trigger->tgfoid);
 
 	if (TRIGGER_FIRED_BY_TRUNCATE(trigdata->tg_event))
+	{
 		append_varint(pyr_log_shape(info, PYR_TRUNCATE, NULL));
+		/* versions will be at the same places again */
+		forget_versions(info->relid);
+	}
 	else
 		capture_row(trigdata, info);
 
@@ -504,7 +673,8 @@ pyr_capture_cut(uint64 size)
 	hash_seq_init(&status, order.pending);
 	while ((version = hash_seq_search(&status)) != NULL)
 	{
-		if (version->replaced_at >= size)
+		if (version->noted_at > size ||
+			(version->replaced_at != NOT_YET && version->replaced_at >= size))
 			hash_search(order.pending, &version->key, HASH_REMOVE, NULL);
 	}
 }

@@ -17,6 +17,7 @@
 #include "common/config.h"
 #include "common/decode.h"
 #include "common/render.h"
+#include "catalog/pg_class.h"
 #include "executor/spi.h"
 #include "mb/pg_wchar.h"
 #include "miscadmin.h"
@@ -27,6 +28,8 @@
 #include "slave/apply.h"
 #include "slave/local.h"
 #include "slave/target.h"
+#include "utils/builtins.h"
+#include "utils/lsyscache.h"
 #include "utils/memutils.h"
 #include "utils/snapmgr.h"
 #include "utils/timestamp.h"
@@ -55,6 +58,11 @@ typedef struct ApplyState
 	int32		part;
 	PyrChange  *change;
 	bool		is_describing;
+
+	/* tables to be truncated by one statement, as the master may have done */
+	int			ntruncated;
+	Oid			truncate_owner; /* of all of them */
+	StringInfoData truncate;	/* the statement */
 } ApplyState;
 
 /*
@@ -205,25 +213,69 @@ log_statement(ApplyState *state)
 }
 
 /*
- * Runs the plan as the owner of the table, so that what is attached to the
+ * Runs the statement, or else the target's plan, as the owner of the table, so that what is attached to the
  * table (triggers, index expressions ...) gets no more rights than its owner
  * has.
  */
-static int
-execute_as_owner(PyrTarget *target)
+static void
+execute_as_owner(Oid owner, const char *statement, PyrTarget *target)
 {
 	Oid			userid;
 	int			security;
 	int			rc;
 
 	GetUserIdAndSecContext(&userid, &security);
-	if (target->owner != userid)
-		SetUserIdAndSecContext(target->owner,
+	if (owner != userid)
+		SetUserIdAndSecContext(owner,
 							   security | SECURITY_RESTRICTED_OPERATION);
-	rc = SPI_execute_plan(target->plan, target->values, target->nulls,
-						  false, 0);
+	if (statement != NULL)
+		rc = SPI_execute(statement, false, 0);
+	else
+		rc = SPI_execute_plan(target->plan, target->values, target->nulls,
+							  false, 0);
 	SetUserIdAndSecContext(userid, security);
-	return rc;
+	if (rc < 0)
+		elog(ERROR, "could not execute the plan: %s",
+			 SPI_result_code_string(rc));
+}
+
+/*
+ * Truncates the tables gathered so far, together, as they may refer to one
+ * another.
+ */
+static void
+flush_truncates(ApplyState *state)
+{
+	if (state->ntruncated == 0)
+		return;
+	execute_as_owner(state->truncate_owner, state->truncate.data, NULL);
+	state->ntruncated = 0;
+	pfree(state->truncate.data);
+}
+
+static void
+gather_truncate(ApplyState *state, PyrTarget *target)
+{
+	MemoryContext oldcontext;
+	PyrShape   *shape = state->change->shape;
+
+	if (state->truncate_owner != target->owner)
+		flush_truncates(state);
+	state->truncate_owner = target->owner;
+
+	oldcontext = MemoryContextSwitchTo(TopTransactionContext);
+	if (state->ntruncated++ == 0)
+	{
+		initStringInfo(&state->truncate);
+		appendStringInfoString(&state->truncate, "TRUNCATE ");
+	}
+	else
+		appendStringInfoString(&state->truncate, ", ");
+	if (get_rel_relkind(target->relid) == RELKIND_RELATION)
+		appendStringInfoString(&state->truncate, "ONLY ");
+	appendStringInfoString(&state->truncate,
+						   quote_qualified_identifier(shape->schema, shape->table));
+	MemoryContextSwitchTo(oldcontext);
 }
 
 static void
@@ -231,20 +283,23 @@ apply_change(ApplyState *state)
 {
 	PyrShape   *shape = state->change->shape;
 	PyrTarget  *target;
-	int			rc;
 
 	if (log_statements)
 		log_statement(state);
 
+	if (shape->verb != PYR_TRUNCATE)
+		flush_truncates(state);
 	target = pyr_target_get(shape);
+	if (shape->verb == PYR_TRUNCATE)
+	{
+		gather_truncate(state, target);
+		state->applied.rows++;
+		return;
+	}
 	if (target->plan == NULL)
 		return;
 	pyr_target_set_values(target, state->change, state->encoding);
-
-	rc = execute_as_owner(target);
-	if (rc < 0)
-		elog(ERROR, "could not execute the plan: %s",
-			 SPI_result_code_string(rc));
+	execute_as_owner(target->owner, NULL, target);
 
 	if (shape->verb == PYR_UPDATE || shape->verb == PYR_DELETE)
 	{
@@ -303,6 +358,7 @@ apply_transaction(ApplyState *state)
 			since_report = 0;
 		}
 	}
+	flush_truncates(state);
 	state->applied.transactions++;
 	report_progress(state);
 	MemoryContextSwitchTo(oldcontext);

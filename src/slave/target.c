@@ -233,9 +233,7 @@ build_statement(PyrTarget *target, PyrShape *shape, Oid *types)
 		case PYR_DELETE:
 			return psprintf("DELETE FROM %s WHERE %s", table, where.data);
 		case PYR_TRUNCATE:
-			return psprintf("TRUNCATE %s%s",
-							get_rel_relkind(target->relid) == RELKIND_RELATION ? "ONLY " : "",
-							table);
+			return NULL;		/* apply.c truncates several tables at once */
 	}
 	elog(ERROR, "unexpected operation in a shape");
 	return NULL;
