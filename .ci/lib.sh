@@ -26,7 +26,7 @@ as_postgres() {
 }
 
 install_packages() {
-	local packages missing=() p
+	local packages missing=() p log
 
 	export DEBIAN_FRONTEND=noninteractive
 	if [ -z "${PG_MAJOR:-}" ]; then
@@ -43,8 +43,10 @@ install_packages() {
 	if [ ${#missing[@]} -gt 0 ]; then
 		say "installing ${missing[*]}"
 		as_root apt-get update -qq
+		log=$(mktemp)
 		as_root apt-get install -y -qq --no-install-recommends \
-			"${missing[@]}" >/dev/null
+			"${missing[@]}" >"$log" 2>&1 || { cat "$log"; exit 1; }
+		rm -f "$log"
 	fi
 	pg_bin=/usr/lib/postgresql/$PG_MAJOR/bin
 }
