@@ -346,6 +346,13 @@ BEGIN
 	SELECT * INTO known FROM @extschema@.replica_slave s WHERE s.name = slave FOR UPDATE;
 	SELECT st.horizon INTO STRICT horizon FROM @extschema@.replica_log_state st;
 
+	IF slave_position IS NULL AND known.confirmed_at IS NOT NULL THEN
+		RAISE EXCEPTION 'slave "%" has replicated before, but comes without a position', slave
+			USING ERRCODE = 'object_not_in_prerequisite_state',
+			DETAIL = 'Either this is another slave of the same name, or its table pyreplica_position was lost.',
+			HINT = format('If it was made anew: SELECT py_log_drop_slave(%1$L), py_log_add_slave(%1$L) on the master, then restore it from a dump.', slave);
+	END IF;
+
 	IF slave_position IS NULL THEN
 		-- the first time: from where it was added, or the log's beginning
 		"position" := coalesce(known."position", '1:1:');

@@ -15,7 +15,7 @@ use PyreplicaTest;
 use Test::More;
 use Time::HiRes qw(usleep);
 
-my $seed = $ENV{PYREPLICA_TEST_SEED} // int(rand(1_000_000));
+my $seed   = $ENV{PYREPLICA_TEST_SEED}   // int(rand(1_000_000));
 my $rounds = $ENV{PYREPLICA_TEST_ROUNDS} // 16;
 srand($seed);
 note("PYREPLICA_TEST_SEED=$seed");
@@ -91,7 +91,7 @@ for my $round (1 .. 2)
 
 # The load.  Accounts are changed in the order of their numbers, so that there
 # are no deadlocks.
-my $dir = PostgreSQL::Test::Utils::tempdir();
+my $dir    = PostgreSQL::Test::Utils::tempdir();
 my %script = (
 	transfer => <<'SQL',
 \set a random(1, 99)
@@ -150,13 +150,13 @@ UPDATE event SET id = -id, what = 'renumbered'
 SQL
 );
 my %weight = (
-	transfer => 4,
-	unsafe_transfer => 6,
-	change_of_mind => 6,
+	transfer              => 4,
+	unsafe_transfer       => 6,
+	change_of_mind        => 6,
 	half_a_change_of_mind => 2,
-	events => 2,
-	clean => 2,
-	renumber => 1);
+	events                => 2,
+	clean                 => 2,
+	renumber              => 1);
 my @scripts;
 for my $name (sort keys %script)
 {
@@ -165,8 +165,10 @@ for my $name (sort keys %script)
 }
 
 my $reader = start_watching($slave, $check);
-my $load = start_looping($master, 'pgbench', '-n', '-T', '600', '-c', '4',
-	'-R', '600', '--random-seed', $seed, @scripts);
+my $load   = start_looping(
+	$master, 'pgbench',       '-n',  '-T',
+	'600',   '-c',            '4',   '-R',
+	'600',   '--random-seed', $seed, @scripts);
 
 # What may happen to it.
 my %accident = (
@@ -188,7 +190,7 @@ my %accident = (
 		$slave->start;
 	},
 	'the slave is restarted' => sub { $slave->restart; },
-	'the master crashes' => sub {
+	'the master crashes'     => sub {
 		$master->stop('immediate');
 		$master->start;
 	},

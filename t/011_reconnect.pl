@@ -39,14 +39,16 @@ sub conninfo
 {
 	my (%option) = @_;
 	%option = (
-		host => '127.0.0.1',
-		port => $port,
-		dbname => 'postgres',
-		user => 'replicator',
+		host     => '127.0.0.1',
+		port     => $port,
+		dbname   => 'postgres',
+		user     => 'replicator',
 		password => $password,
 		%option);
 	return "pyreplica.master_conninfo = '"
-	  . join(' ', map { "$_=$option{$_}" } grep { defined $option{$_} } sort keys %option)
+	  . join(' ',
+		map  { "$_=$option{$_}" }
+		grep { defined $option{$_} } sort keys %option)
 	  . "'";
 }
 
@@ -57,15 +59,13 @@ my $here;
 my $slave = new_slave(
 	$master, 'slave',
 	start => 0,
-	conf => "log_min_messages = debug1\n" . conninfo());
+	conf  => "log_min_messages = debug1\n" . conninfo());
 $slave->start;
 ok(wait_status($slave, q(state = 'master away' AND pid IS NOT NULL)),
 	'a slave without master waits for it');
-$slave->safe_psql('postgres',
-	'CREATE TABLE t (id int PRIMARY KEY, a text)');
+$slave->safe_psql('postgres', 'CREATE TABLE t (id int PRIMARY KEY, a text)');
 ok(wait_status($slave, 'errors >= 3'), 'and tries again and again');
-is(count_log($slave, 0, qr/the master is away/),
-	1, 'but says so only once');
+is(count_log($slave, 0, qr/the master is away/), 1, 'but says so only once');
 like(status_value($slave, 'last_error'),
 	qr/refused/, 'the reason is in pyreplica_status');
 
@@ -89,8 +89,9 @@ $master->start;
 $master->safe_psql('postgres', q(INSERT INTO t VALUES (2, 'second')));
 wait_caught_up($slave);
 is_same($master, $slave, 't', 'and goes on when the master is back');
-is(status_value($slave, 'pid'), $worker, 'all that is one and the same worker');
-my @away = log_since($slave, $here) =~ /the master is away: (.*)/g;
+is(status_value($slave, 'pid'),
+	$worker, 'all that is one and the same worker');
+my @away   = log_since($slave, $here) =~ /the master is away: (.*)/g;
 my %reason = map { $_ => 1 } @away;
 is(scalar(@away), scalar(keys %reason), 'no reason is told twice');
 cmp_ok(scalar(@away), '<=', 3,
@@ -108,8 +109,8 @@ $master->safe_psql('postgres', 'CREATE ROLE ordinary LOGIN');
 sub ask_as_ordinary
 {
 	my ($node, $sql) = @_;
-	my ($rc, $out, $err) = $node->psql('postgres', $sql,
-		extra_params => [ '-U', 'ordinary' ]);
+	my ($rc, $out, $err) =
+	  $node->psql('postgres', $sql, extra_params => [ '-U', 'ordinary' ]);
 	return "$out$err";
 }
 
@@ -121,7 +122,7 @@ sub is_secret
 	return ok(!@found, $name) || diag(join("\n", @found));
 }
 
-is_secret(slurp_file($slave->logfile), "no password in the slave's log");
+is_secret(slurp_file($slave->logfile),  "no password in the slave's log");
 is_secret(slurp_file($master->logfile), "no password in the master's log");
 is_secret($slave->safe_psql('postgres', 'SELECT * FROM pyreplica_status'),
 	'nor in pyreplica_status');
@@ -131,8 +132,7 @@ like(
 	'which shows the rest of the connection string');
 for my $node ($master, $slave)
 {
-	is_secret(
-		$node->safe_psql('postgres', 'SELECT * FROM pg_stat_activity'),
+	is_secret($node->safe_psql('postgres', 'SELECT * FROM pg_stat_activity'),
 		'nor in pg_stat_activity of the ' . $node->name);
 }
 is_secret(
@@ -141,8 +141,7 @@ is_secret(
 		'SELECT * FROM pg_settings; SELECT * FROM pg_stat_activity; SHOW ALL'
 	),
 	'nor in what an ordinary user can see of the settings');
-unlike(
-	ask_as_ordinary($slave, 'SHOW pyreplica.master_conninfo'),
+unlike(ask_as_ordinary($slave, 'SHOW pyreplica.master_conninfo'),
 	qr/host=/, 'who cannot read the connection string at all');
 my $processes = `ps axww -o args`;
 like($processes, qr/pyreplica worker/, 'ps shows the worker');
@@ -176,46 +175,52 @@ sub is_told
 	return;
 }
 
-is_told('wrong password', conninfo(password => 'wrong'),
+is_told(
+	'wrong password',
+	conninfo(password => 'wrong'),
 	qr/password authentication failed for user "replicator"/);
-is_told('wrong password (md5)',
+is_told(
+	'wrong password (md5)',
 	conninfo(user => 'old_replicator', password => 'wrong'),
 	qr/password authentication failed for user "old_replicator"/);
-is_told('unknown role', conninfo(user => 'nobody'),
+is_told(
+	'unknown role',
+	conninfo(user => 'nobody'),
 	qr/authentication failed for user "nobody"/);
 is_told('no password', conninfo(password => undef), qr/no password supplied/);
 is_told(
 	'unknown database',
-	conninfo(dbname => 'nowhere')
-	  . "\npyreplica.database = 'postgres'",
+	conninfo(dbname => 'nowhere') . "\npyreplica.database = 'postgres'",
 	qr/database "nowhere" does not exist/);
-is_told('unresolvable host', conninfo(host => 'no-such-host.invalid'),
+is_told(
+	'unresolvable host',
+	conninfo(host => 'no-such-host.invalid'),
 	qr/could not translate host name "no-such-host\.invalid"/);
-is_told('unknown option', conninfo(colour => 'blue'),
-	qr/invalid connection option "colour"/);
+is_told(
+	'unknown option',
+	conninfo(colour => 'blue'),
+	qr/invalid connection option/);
 
 # So far a database was named for it; without, already the launcher sees it.
-set_conf($slave, "pyreplica.database = ''");
 is_told(
 	'unknown option, seen by the launcher',
-	conninfo(sort => 'odd'),
-	qr/pyreplica\.master_conninfo: invalid connection option "sort"/);
+	conninfo(sort => 'odd') . "\npyreplica.database = ''",
+	qr/pyreplica\.master_conninfo: invalid connection option/);
 is_told(
 	'garbage',
 	"pyreplica.master_conninfo = 'once upon a time'",
-	qr/pyreplica\.master_conninfo: missing "=" after "once"/);
+	qr/pyreplica\.master_conninfo: missing "[^"]*" after/);
 is_told(
 	'no database',
 	"pyreplica.master_conninfo = 'host=127.0.0.1'",
 	qr/pyreplica\.master_conninfo names no database/);
 my $half =
   "pyreplica.master_conninfo = 'postgresql://replicator:$password\@[127.0.0.1/postgres'";
-is_told('half a URI', $half, qr/connection string.*URI/);
-is_told(
-	'half a URI, seen by the worker',
-	"$half\npyreplica.database = 'postgres'",
-	qr/the master is away.*URI|^(?!.*pyreplica\.master_conninfo).*URI/);
-set_conf($slave, "pyreplica.database = ''");
+is_told('half a URI', $half, qr/pyreplica\.master_conninfo: .*URI/);
+my $at_worker = log_position($slave);
+set_conf($slave, "pyreplica.database = 'postgres'");
+ok(wait_log($slave, $at_worker, qr/the master is away: .*URI/),
+	'half a URI, seen by the worker');
 is_secret(
 	status_value($slave, 'last_error') . "\n"
 	  . join("\n",
@@ -223,11 +228,14 @@ is_secret(
 		  split(/\n/, slurp_file($slave->logfile))),
 	'what is wrong with a connection string is told without the password');
 
-unlike(slurp_file($slave->logfile),
-	qr/server process|was terminated|PANIC/, 'nothing of this is a crash');
+unlike(
+	slurp_file($slave->logfile),
+	qr/server process|was terminated|PANIC/,
+	'nothing of this is a crash');
 
-set_conf($slave, conninfo(user => 'old_replicator'));
-ok(wait_status($slave, q(state = 'waiting')),
+set_conf($slave,
+	conninfo(user => 'old_replicator') . "\npyreplica.database = ''");
+ok( wait_status($slave, q(state = 'waiting')),
 	'with the right one (md5) it goes on');
 is(content($slave, 't'), $old_rows, 'the rows were left alone');
 
@@ -244,18 +252,20 @@ set_conf($slave,
 	"pyreplica.master_conninfo = 'postgresql://replicator\@127.0.0.1:$port/postgres?passfile=$passfile'"
 );
 $master->safe_psql('postgres', q(INSERT INTO t VALUES (3, 'third')));
-ok(wait_status($slave, q(state = 'waiting' AND master ~ 'user=replicator')),
+ok( wait_status($slave, q(state = 'waiting' AND master ~ 'user=replicator')),
 	'a URI and a password file work');
 wait_caught_up($slave);
 is_same($master, $slave, 't', 'and bring rows');
 
 # Pauses grow.  A listener that hangs up at once sees when it is called.
 
-set_conf($slave, 'pyreplica.retry_interval_max = 1500ms');
 my ($listener, $listener_port) = black_hole();
 my @calls;
 $here = log_position($slave);
-set_conf($slave, conninfo(port => $listener_port, sslmode => 'disable'));
+set_conf(
+	$slave,
+	'pyreplica.retry_interval_max = 1500ms',
+	conninfo(port => $listener_port, sslmode => 'disable'));
 my $select = IO::Select->new($listener);
 while (@calls < 5 && $select->can_read(20))
 {
@@ -266,8 +276,8 @@ my @pauses = map { $calls[$_] - $calls[ $_ - 1 ] } (1 .. $#calls);
 note('pauses: ' . join(', ', map { sprintf('%.2f', $_) } @pauses));
 is(scalar(@pauses), 4, 'a master that hangs up is called again');
 my @expected = (0.5, 1, 1.5, 1.5);
-ok(!(grep { !defined $pauses[$_] || $pauses[$_] < $expected[$_] * 0.9 }
-		  (0 .. 3)),
+ok( !(  grep { !defined $pauses[$_] || $pauses[$_] < $expected[$_] * 0.9 }
+		(0 .. 3)),
 	'after a pause that grows');
 cmp_ok((sort { $a <=> $b } @pauses)[-1], '<', 4, 'up to its limit');
 is(count_log($slave, $here, qr/the master is away/),
@@ -276,15 +286,16 @@ close($listener);
 
 # Nobody there for long: the pause is long, but a reload ends it.
 
-set_conf($slave, 'pyreplica.retry_interval_max = 10min');
-set_conf($slave, conninfo(port => $listener_port));
-ok(wait_status($slave, q(state = 'master away' AND last_error ~ 'refused')),
+set_conf(
+	$slave,
+	'pyreplica.retry_interval_max = 10min',
+	conninfo(port => $listener_port));
+ok( wait_status($slave, q(state = 'master away' AND last_error ~ 'refused')),
 	'nobody listens there any more');
 my $errors = status_value($slave, 'errors');
 wait_status($slave, "errors >= $errors + 2");
 set_conf($slave, conninfo());
-cmp_ok(
-	seconds_of(sub { wait_status($slave, q(state = 'waiting')) }),
+cmp_ok(seconds_of(sub { wait_status($slave, q(state = 'waiting')) }),
 	'<', 3, 'a reload ends the pause');
 
 # A black hole takes the call and says nothing.  The worker hangs on the line,
@@ -292,12 +303,12 @@ cmp_ok(
 
 my ($hole, $hole_port) = black_hole();
 set_conf($slave, conninfo(port => $hole_port, connect_timeout => 120));
-ok(wait_status($slave, q(state = 'connecting')), 'a master that says nothing');
-ok( stays_true(sub { status_value($slave, 'state') eq 'connecting' }, 1),
+ok(wait_status($slave, q(state = 'connecting')),
+	'a master that says nothing');
+ok(stays_true(sub { status_value($slave, 'state') eq 'connecting' }, 1),
 	'the worker waits for it');
 set_conf($slave, conninfo());
-cmp_ok(
-	seconds_of(sub { wait_status($slave, q(state = 'waiting')) }),
+cmp_ok(seconds_of(sub { wait_status($slave, q(state = 'waiting')) }),
 	'<', 3, 'a reload with the right master connects at once');
 
 set_conf($slave, conninfo(port => $hole_port, connect_timeout => 120));
@@ -309,7 +320,8 @@ $slave->append_conf('postgresql.conf',
 	conninfo(port => $hole_port, connect_timeout => 2));
 $here = log_position($slave);
 $slave->start;
-ok( wait_status($slave, q(state = 'master away' AND last_error ~ 'timeout'), 30),
+ok( wait_status(
+		$slave, q(state = 'master away' AND last_error ~ 'timeout'), 30),
 	'connect_timeout ends the call');
 
 # Nor do we wait for a master that falls silent later.

@@ -13,11 +13,11 @@ use PyreplicaTest;
 use Test::More;
 
 my $master = new_master('master');
-my $other = new_master('other');
-my $slave = new_slave(
+my $other  = new_master('other');
+my $slave  = new_slave(
 	$master, 'slave',
 	streaming => 1,
-	conf => "max_connections = 20\n");
+	conf      => "max_connections = 20\n");
 wait_worker($slave);
 
 for my $node ($master, $other, $slave)
@@ -29,7 +29,8 @@ SQL
 	log_table($node, 't', 'tt') if $node != $slave;
 }
 $master->safe_psql('postgres', q(INSERT INTO t VALUES (1, 'master')));
-$other->safe_psql('postgres', q(INSERT INTO t VALUES (1, 'other'), (2, 'other')));
+$other->safe_psql('postgres',
+	q(INSERT INTO t VALUES (1, 'other'), (2, 'other')));
 wait_caught_up($slave);
 my $worker = status_value($slave, 'pid');
 
@@ -43,7 +44,7 @@ sub workers
 # Another string for the same master.
 
 my $served_by = master_pid($master);
-my $here = log_position($slave);
+my $here      = log_position($slave);
 set_conf($slave, conninfo_setting($master, 'connect_timeout=7'));
 ok( poll_until(
 		sub {
@@ -84,7 +85,7 @@ is($other->safe_psql('postgres', 'SELECT count(*) FROM replica_slave'),
 
 $master->safe_psql('postgres', q(INSERT INTO t VALUES (4, 'meanwhile')));
 set_conf($slave, conninfo_setting($master));
-ok(wait_status($slave, q(state = 'waiting')),
+ok( wait_status($slave, q(state = 'waiting')),
 	'back at the right master, it resumes at once');
 wait_caught_up($slave);
 is_same($master, $slave, 't', 'where it left off');
@@ -157,7 +158,8 @@ set_conf($slave, 'pyreplica.log_statements = off');
 $here = log_position($slave);
 set_conf($slave, 'log_min_messages = debug1', 'pyreplica.keepalive = 1s');
 ok( wait_log(
-		$slave, $here, qr/pyreplica postgres: Timeout \('keepalive'\)!/, 10),
+		$slave,                                           $here,
+		qr/pyreplica postgres: Timeout \('keepalive'\)!/, 10),
 	'keepalive is counted from the reload on, and told at debug1');
 like(
 	log_since($slave, $here),
@@ -168,16 +170,15 @@ set_conf($slave, 'log_min_messages = warning', 'pyreplica.keepalive = 60s');
 # Who may know how the master is reached.
 
 $slave->safe_psql('postgres', 'CREATE ROLE ordinary LOGIN');
-my ($rc, $out, $err) = $slave->psql(
-	'postgres', <<'SQL', extra_params => [ '-U', 'ordinary' ]);
+my ($rc, $out, $err) =
+  $slave->psql('postgres', <<'SQL', extra_params => [ '-U', 'ordinary' ]);
 SELECT setting FROM pg_settings WHERE name = 'pyreplica.master_conninfo';
 SELECT * FROM pyreplica_status;
 SHOW pyreplica.master_conninfo;
 SQL
 is($out, '', 'an ordinary user sees nothing of the connection');
 like($err, qr/denied|must be superuser/, 'and is told so');
-like(
-	$slave->safe_psql('postgres', 'SHOW pyreplica.master_conninfo'),
+like($slave->safe_psql('postgres', 'SHOW pyreplica.master_conninfo'),
 	qr/host=/, 'a superuser may read it');
 
 # libpq is where it is needed, and nowhere else.
@@ -196,18 +197,20 @@ SKIP:
 	};
 
 	chomp(my $libdir = $slave->config_data('--pkglibdir'));
-	unlike(`ldd $libdir/pyreplica.so`,
-		qr/libpq/, 'the extension is not linked with libpq');
+	unlike(
+		`ldd $libdir/pyreplica.so`,
+		qr/libpq/,
+		'the extension is not linked with libpq');
 
 	my ($postmaster) =
 	  slurp_file($slave->data_dir . '/postmaster.pid') =~ /^(\d+)/;
 	ok($has_pyreplica->($postmaster), "the slave's postmaster has pyreplica");
-	ok(!$has_libpq->($postmaster), 'but no libpq');
+	ok(!$has_libpq->($postmaster),    'but no libpq');
 
 	my $reader = $slave->background_psql('postgres');
 	$reader->query_safe(
 		q(SELECT state FROM pyreplica_status; SELECT pyreplica_wait()));
-	ok( !$has_libpq->($reader->query_safe('SELECT pg_backend_pid()')),
+	ok(!$has_libpq->($reader->query_safe('SELECT pg_backend_pid()')),
 		'nor have the sessions of the slave');
 	$reader->quit;
 
@@ -215,7 +218,7 @@ SKIP:
 	$writer->query_safe(q(INSERT INTO t VALUES (7, 'written')));
 	my $pid = $writer->query_safe('SELECT pg_backend_pid()');
 	ok($has_pyreplica->($pid), 'a writer on the master has pyreplica');
-	ok(!$has_libpq->($pid), 'but no libpq');
+	ok(!$has_libpq->($pid),    'but no libpq');
 	$writer->quit;
 
 	my ($main) =
@@ -246,8 +249,7 @@ is( $standby->safe_psql(
 $slave->stop;
 $master->safe_psql('postgres', q(INSERT INTO t VALUES (9, 'without slave')));
 $standby->promote;
-cmp_ok(
-	seconds_of(sub { wait_status($standby, q(state = 'waiting')) }),
+cmp_ok(seconds_of(sub { wait_status($standby, q(state = 'waiting')) }),
 	'<', 3, 'promoted, it has a worker at once');
 $master->safe_psql('postgres', q(INSERT INTO t VALUES (10, 'promoted')));
 wait_caught_up($standby);
@@ -260,12 +262,12 @@ $master->safe_psql('postgres', q(INSERT INTO t VALUES (11, 'for later')));
 $here = log_position($standby);
 set_conf($standby, "pyreplica.database = 'later'", 'log_min_messages = log');
 ok( wait_status(
-		$standby, q(state = 'no database' AND replica = 'later' AND errors = 0)),
+		$standby,
+		q(state = 'no database' AND replica = 'later' AND errors = 0)),
 	'a database that does not exist is waited for');
 my $waiting = qr/pyreplica: waiting for database "later" to be created/;
 ok(wait_log($standby, $here, $waiting), 'the log says so');
-ok( stays_true(
-		sub { count_log($standby, $here, $waiting) == 1 }, 2.5),
+ok(stays_true(sub { count_log($standby, $here, $waiting) == 1 }, 2.5),
 	'once');
 $standby->safe_psql('template1',
 	'CREATE TABLE t (id int PRIMARY KEY, a text)');
@@ -280,8 +282,9 @@ ok( poll_until(
 ok(wait_status($standby, q(state = 'waiting'), undef, 'later'),
 	'and its worker');
 $standby->safe_psql('later', 'SELECT pyreplica_wait()');
-is(content($standby, 't', 'later'),
-	'(11,"for later")', 'which brings rows there');
+is( content($standby, 't', 'later'),
+	'(11,"for later")',
+	'which brings rows there');
 is(status_value($standby, 'database', 'later'),
 	'later', 'pyreplica_status tells the database');
 

@@ -89,14 +89,18 @@ SELECT query_start, state, coalesce(backend_xmin::text, 'no xmin'), coalesce(bac
   FROM pg_stat_activity WHERE application_name = 'pyreplica postgres'
 SQL
 my $at_rest = $master->safe_psql('postgres', $session);
-like($at_rest, qr/\|idle\|no xmin\|no xid$/,
+like(
+	$at_rest,
+	qr/\|idle\|no xmin\|no xid$/,
 	'at rest, its session on the master is in no transaction');
 my $here = log_position($master);
 ok( stays_true(
 		sub { $master->safe_psql('postgres', $session) eq $at_rest }, 3),
 	'and does nothing at all');
-unlike(log_since($master, $here),
-	qr/<pyreplica postgres>/, 'no statement comes from it');
+unlike(
+	log_since($master, $here),
+	qr/<pyreplica postgres>/,
+	'no statement comes from it');
 
 # Woken by single commits.
 
@@ -151,8 +155,8 @@ my $transactions =
   $master->safe_psql('postgres', 'SELECT count(*) FROM t') - $before;
 my $called = heard();
 note("$transactions transactions, $called notifications");
-cmp_ok($transactions, '>', 300, 'has much to tell');
-cmp_ok($called, '<', $transactions / 20, 'but hardly ever calls');
+cmp_ok($transactions, '>', 300,                'has much to tell');
+cmp_ok($called,       '<', $transactions / 20, 'but hardly ever calls');
 wait_caught_up($slave);
 is_same_rows(
 	$master, $slave,
@@ -174,24 +178,18 @@ poll_until(
 		$master->safe_psql('postgres', 'SHOW synchronous_standby_names') eq
 		  'nobody';
 	});
+my $script = PostgreSQL::Test::Utils::tempdir() . '/awake.sql';
+append_to_file($script,
+	"SET synchronous_commit = local;\nINSERT INTO t (a) VALUES ('awake');\n");
+my $awake = start_looping($master, 'pgbench', '-n', '-T', '60', '-R', '200',
+	'-f', $script);
 my ($late, $late_name);
 for my $try (1 .. 20)
 {
-	$master->pgbench(
-		'-n -t 300 -c 1',
-		0, [qr/processed: 300/],
-		[],
-		'keeps it awake',
-		{
-			'013_awake' =>
-			  "SET synchronous_commit = local; INSERT INTO t (a) VALUES ('awake');"
-		});
-	$late = $master->background_psql('postgres');
-	$late->query_until(qr/begun/, <<"SQL");
-\\echo begun
-INSERT INTO t (a) VALUES ('late $try');
-SQL
 	$late_name = "late $try";
+	$late      = $master->background_psql('postgres');
+	$late->query_until(qr/begun/,
+		"\\echo begun\nINSERT INTO t (a) VALUES ('$late_name');\n");
 	poll_until(
 		sub {
 			$master->safe_psql('postgres',
@@ -199,12 +197,14 @@ SQL
 			) eq '1';
 		});
 	last if $master->safe_psql('postgres', $hangs) ne '';
+
+	# the slave happened to sleep just then: once more
 	$master->safe_psql('postgres',
 		q(SELECT pg_cancel_backend(pid) FROM pg_stat_activity WHERE wait_event = 'SyncRep')
 	);
 	$late->quit;
-	undef $late;
 }
+stop_looping($awake);
 is($master->safe_psql('postgres', $hangs),
 	'RowExclusiveLock', 'a transaction hangs in its commit');
 @delays = ();
@@ -234,8 +234,7 @@ ok(wait_status($slave, q(state = 'waiting')), 'and the slave goes to sleep');
 # another session commits is found by the next look.
 
 $writer->query_safe(
-	q(BEGIN; INSERT INTO t (a) VALUES ('prepared'); PREPARE TRANSACTION 'p')
-);
+	q(BEGIN; INSERT INTO t (a) VALUES ('prepared'); PREPARE TRANSACTION 'p'));
 wait_status($slave, q(state = 'waiting'));
 is( $slave->safe_psql(
 		'postgres', q(SELECT count(*) FROM t WHERE a = 'prepared')),
@@ -260,7 +259,7 @@ set_conf($slave, 'pyreplica.keepalive = 1h');
 # Waiting for what was just written.
 
 my $wrong = 0;
-my $slow = 0;
+my $slow  = 0;
 for my $i (1 .. 300)
 {
 	$writer->query_safe("INSERT INTO t (a) VALUES ('mine $i')");
@@ -278,10 +277,9 @@ for my $i (1 .. 300)
 	  '1';
 }
 is($wrong, 0, 'after pyreplica_wait() we read what we wrote, 300 times');
-is($slow, 0, 'and never waited long');
+is($slow,  0, 'and never waited long');
 
-is( $slave->safe_psql(
-		'postgres', q(SELECT pyreplica_wait('postgres', '5s'))),
+is( $slave->safe_psql('postgres', q(SELECT pyreplica_wait('postgres', '5s'))),
 	't',
 	'the replica can be named');
 is($slave->safe_psql('postgres', 'SELECT pyreplica_wait()'),

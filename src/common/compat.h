@@ -66,6 +66,15 @@ pyr_init_materialized_srf(FunctionCallInfo fcinfo)
 /* shmem_request_hook, and the rule to ask for memory only in it, came in 15 */
 #define PYR_HAVE_SHMEM_REQUEST_HOOK (PG_VERSION_NUM >= 150000)
 
+/* memory for values of settings: plain malloc until 16 gave it a context */
+#if PG_VERSION_NUM >= 160000
+#define pyr_guc_strdup(s) guc_strdup(LOG, s)
+#define pyr_guc_free(p) guc_free(p)
+#else
+#define pyr_guc_strdup(s) strdup(s)
+#define pyr_guc_free(p) free(p)
+#endif
+
 /* MarkGUCPrefixReserved came in 15 */
 #if PG_VERSION_NUM < 150000
 #define MarkGUCPrefixReserved(prefix) EmitWarningsOnPlaceholders(prefix)

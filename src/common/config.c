@@ -10,6 +10,7 @@
  */
 #include "postgres.h"
 
+#include <ctype.h>
 #include <limits.h>
 
 #include "common/compat.h"
@@ -20,7 +21,7 @@
  * Slave: how to reach the master, a libpq connection string (keyword/value or
  * URI form).  Empty: no replica.  Only superusers can read it.
  */
-char	   *master_conninfo = NULL;
+const char *master_conninfo = "";
 
 /*
  * Slave: the database that changes are applied to.  Empty: named like the
@@ -59,17 +60,128 @@ int			capture_memory_kb = 16 * 1024;
  */
 int			log_rotate_size_kb = 64 * 1024;
 
+/*
+ * pyreplica.master_conninfo may hold a password, and the server writes new
+ * values of settings to its log on reload.  So as far as the server knows, the
+ * value is always empty; the real one travels as the check hook's "extra".
+ * SHOW and pg_settings show it to superusers without what is secret.
+ */
+static char *hidden_conninfo = NULL;
+
+static bool
+check_master_conninfo(char **newval, void **extra,
+					  GucSource source pg_attribute_unused())
+{
+	char	   *real = pyr_guc_strdup(*newval);
+	char	   *empty = pyr_guc_strdup("");
+
+	if (real == NULL || empty == NULL)
+		return false;
+	pyr_guc_free(*newval);
+	*newval = empty;
+	*extra = real;
+	return true;
+}
+
+static void
+assign_master_conninfo(const char *newval pg_attribute_unused(), void *extra)
+{
+	master_conninfo = extra;
+}
+
+static bool
+is_secret(const char *keyword, size_t len)
+{
+	static const char *const secrets[] = {
+		"password", "sslpassword", "oauth_client_secret", "scram_client_key",
+	};
+
+	for (size_t i = 0; i < lengthof(secrets); i++)
+	{
+		if (strlen(secrets[i]) == len &&
+			pg_strncasecmp(keyword, secrets[i], len) == 0)
+			return true;
+	}
+	return false;
+}
+
+/*
+ * The end of a value in a keyword/value string, as libpq reads it.
+ */
+static const char *
+skip_value(const char *p)
+{
+	bool		quoted = *p == '\'';
+
+	if (quoted)
+		p++;
+	while (*p != '\0' && (quoted ? *p != '\'' : !isspace((unsigned char) *p)))
+	{
+		if (*p == '\\' && p[1] != '\0')
+			p++;
+		p++;
+	}
+	return quoted && *p == '\'' ? p + 1 : p;
+}
+
+/*
+ * What is not plainly a keyword/value string is not shown at all: in a URI
+ * that is not quite right, anything could be the password.
+ */
+static const char *
+show_master_conninfo(void)
+{
+	static char shown[1024];
+	size_t		len = 0;
+	const char *p = master_conninfo;
+
+	shown[0] = '\0';
+	if (strstr(p, "://") != NULL)
+		return "********";
+	while (*p != '\0')
+	{
+		const char *keyword;
+		const char *value;
+		size_t		keyword_len;
+
+		while (isspace((unsigned char) *p))
+			p++;
+		keyword = p;
+		while (*p != '\0' && *p != '=' && !isspace((unsigned char) *p))
+			p++;
+		keyword_len = p - keyword;
+		while (isspace((unsigned char) *p))
+			p++;
+		if (keyword_len == 0 || *p != '=')
+			break;
+		p++;
+		while (isspace((unsigned char) *p))
+			p++;
+		value = p;
+		p = skip_value(value);
+		len += snprintf(shown + len, sizeof(shown) - len, "%s%.*s=%.*s",
+						len > 0 ? " " : "", (int) keyword_len, keyword,
+						is_secret(keyword, keyword_len) ? 8 : (int) (p - value),
+						is_secret(keyword, keyword_len) ? "********" : value);
+		if (len >= sizeof(shown))
+			break;
+	}
+	return shown;
+}
+
 void
 pyr_config_define(void)
 {
 	DefineCustomStringVariable("pyreplica.master_conninfo",
 							   "Connection string of the master to replicate from.",
 							   "Empty: this server is no slave.",
-							   &master_conninfo,
+							   &hidden_conninfo,
 							   "",
 							   PGC_SIGHUP,
 							   GUC_SUPERUSER_ONLY,
-							   NULL, NULL, NULL);
+							   check_master_conninfo,
+							   assign_master_conninfo,
+							   show_master_conninfo);
 
 	DefineCustomStringVariable("pyreplica.database",
 							   "Database of the slave that changes are applied to.",

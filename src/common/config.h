@@ -13,7 +13,7 @@ extern int	capture_memory_kb;
 extern int	log_rotate_size_kb;
 
 /* slave */
-extern char *master_conninfo;
+extern const char *master_conninfo;
 extern char *replica_database;
 extern bool replica_enabled;
 extern int	keepalive_ms;

@@ -80,6 +80,34 @@ free_remote(PyrRemote *remote)
 	pfree(remote);
 }
 
+/*
+ * libpq's message about a connection string, without the parts of the string
+ * that it quotes: they may be (of) a password.
+ */
+static char *
+without_quoted(const char *message)
+{
+	StringInfoData out;
+	const char *p = message;
+
+	initStringInfo(&out);
+	while (*p != '\0' && *p != '\n')
+	{
+		const char *end = *p == '"' ? strchr(p + 1, '"') : NULL;
+
+		if (end == NULL && *p == '"')
+			break;				/* whatever it is, it goes on to the end */
+		if (end != NULL && end > p + 2)
+		{
+			appendStringInfoString(&out, "\"...\"");
+			p = end + 1;
+		}
+		else
+			appendStringInfoChar(&out, *p++);
+	}
+	return out.data;
+}
+
 static PQconninfoOption *
 parse_conninfo(const char *conninfo, char **error)
 {
@@ -87,7 +115,7 @@ parse_conninfo(const char *conninfo, char **error)
 	PQconninfoOption *options = PQconninfoParse(conninfo, &message);
 
 	if (options == NULL && error != NULL)
-		*error = pchomp(message ? message : "out of memory");
+		*error = without_quoted(message ? message : "out of memory");
 	if (message != NULL)
 		PQfreemem(message);
 	return options;
@@ -224,8 +252,15 @@ remote_connect(const char *conninfo, const char *application_name,
 		"25000",
 		conninfo, application_name, GetDatabaseEncodingName(), NULL
 	};
+	PQconninfoOption *options;
 	PyrRemote  *remote;
 	bool		connected = false;
+
+	/* a string that cannot be parsed is told of without quoting it */
+	options = parse_conninfo(conninfo, error);
+	if (options == NULL)
+		return NULL;
+	PQconninfoFree(options);
 
 	remote = MemoryContextAllocZero(TopMemoryContext, sizeof(PyrRemote));
 	remote->give_up = give_up;

@@ -133,7 +133,8 @@ attach(PyrOrigin *origin, const char *replica, PyrPosition *position)
 	char	   *answer[2] = {NULL, NULL};
 	const char *params[5];
 
-	snprintf(wal, sizeof(wal), "%X/%X", LSN_FORMAT_ARGS(position->wal));
+	pyr_position_rewind(position);
+	snprintf(wal, sizeof(wal), "%X/%X", LSN_FORMAT_ARGS(position->stored_wal));
 	params[0] = replica;
 	params[1] = position->stored ? position->system_identifier : NULL;
 	params[2] = position->stored;

@@ -58,7 +58,7 @@ pyr_position_load(const char *replica, PyrPosition *position)
 		set_string(&position->stored, position->snapshot);
 		wal = SPI_getvalue(row, desc, 3);
 		if (sscanf(wal, "%X/%X", &hi, &lo) == 2)
-			position->wal = ((uint64) hi << 32) | lo;
+			position->wal = position->stored_wal = ((uint64) hi << 32) | lo;
 		set_string(&position->confirmed, SPI_getvalue(row, desc, 4));
 	}
 }
@@ -77,12 +77,47 @@ pyr_position_advance(PyrPosition *position, const char *snapshot,
 }
 
 /*
+ * Goes back to the stored position, when a connection is made anew: that is
+ * what the master checks.  One that was only in memory may be ahead of a
+ * master that was restored from a backup.
+ */
+void
+pyr_position_rewind(PyrPosition *position)
+{
+	if (position->stored != NULL)
+		pyr_position_advance(position, position->stored,
+							 position->stored_wal);
+}
+
+/*
  * The master has committed that it knows of the stored position.
  */
 void
 pyr_position_confirmed(PyrPosition *position)
 {
 	set_string(&position->confirmed, position->stored);
+}
+
+/*
+ * Keeps in mind, across restarts, what the master has confirmed: one that
+ * remembers less was restored from a backup.  In a transaction of its own.
+ */
+void
+pyr_position_store_confirmed(const char *replica, PyrPosition *position)
+{
+	Oid			types[2] = {TEXTOID, TEXTOID};
+	Datum		values[2];
+
+	pyr_local_begin_transaction();
+	values[0] = CStringGetTextDatum(replica);
+	values[1] = CStringGetTextDatum(position->confirmed);
+	if (SPI_execute_with_args(psprintf("UPDATE %s.pyreplica_position"
+									   "   SET confirmed = $2::pg_catalog.pg_snapshot"
+									   " WHERE replica OPERATOR(pg_catalog.=) $1",
+									   pyr_local_schema()),
+							  2, types, values, NULL, false, 0) != SPI_OK_UPDATE)
+		elog(ERROR, "could not write pyreplica_position");
+	pyr_local_commit_transaction();
 }
 
 /*
@@ -129,4 +164,5 @@ pyr_position_store(const char *replica, PyrPosition *position)
 		SPI_processed != 1)
 		elog(ERROR, "could not write pyreplica_position");
 	set_string(&position->stored, position->snapshot);
+	position->stored_wal = position->wal;
 }

@@ -16,9 +16,11 @@
 #include "postgres.h"
 
 #include "access/htup_details.h"
+#include "access/table.h"
 #include "catalog/namespace.h"
 #include "catalog/pg_attribute.h"
 #include "catalog/pg_class.h"
+#include "catalog/pg_index.h"
 #include "catalog/pg_operator.h"
 #include "common/compat.h"
 #include "lib/stringinfo.h"
@@ -29,6 +31,7 @@
 #include "utils/inval.h"
 #include "utils/lsyscache.h"
 #include "utils/memutils.h"
+#include "utils/rel.h"
 #include "utils/syscache.h"
 #include "utils/typcache.h"
 
@@ -166,6 +169,64 @@ append_key_condition(StringInfo sql, PyrShape *shape, Form_pg_attribute att,
 }
 
 /*
+ * Whether the key is unique only at the end of a transaction: the table has a
+ * deferrable unique index on it, and none that is not.
+ */
+static bool
+is_key_deferrable(Oid relid, Bitmapset *key)
+{
+	Relation	rel = table_open(relid, AccessShareLock);
+	List	   *indexes = RelationGetIndexList(rel);
+	ListCell   *cell;
+	bool		is_deferrable = false;
+	bool		is_immediate = false;
+
+	foreach(cell, indexes)
+	{
+		HeapTuple	tuple = SearchSysCache1(INDEXRELID,
+											ObjectIdGetDatum(lfirst_oid(cell)));
+		Form_pg_index index;
+		Bitmapset  *columns = NULL;
+
+		if (!HeapTupleIsValid(tuple))
+			elog(ERROR, "cache lookup failed for index %u", lfirst_oid(cell));
+		index = (Form_pg_index) GETSTRUCT(tuple);
+		for (int i = 0; i < index->indnkeyatts; i++)
+			columns = bms_add_member(columns, index->indkey.values[i] > 0
+									 ? index->indkey.values[i] : 0);
+		if (index->indisunique && index->indisvalid &&
+			bms_is_subset(columns, key) &&
+			heap_attisnull(tuple, Anum_pg_index_indpred, NULL))
+		{
+			if (index->indimmediate)
+				is_immediate = true;
+			else
+				is_deferrable = true;
+		}
+		ReleaseSysCache(tuple);
+	}
+	table_close(rel, NoLock);
+	return is_deferrable && !is_immediate &&
+		get_rel_relkind(relid) == RELKIND_RELATION;
+}
+
+/*
+ * The condition for a row whose key is deferrable.  In the middle of a
+ * transaction that gives keys anew, two rows can have the one that we look
+ * for: the row that had it all the time, and another one that was just given
+ * it.  The change is about the former.  It has the older version: one of
+ * another transaction, or of an earlier command of ours.
+ */
+static char *
+oldest_version_condition(const char *table, const char *where)
+{
+	return psprintf("ctid OPERATOR(pg_catalog.=) (SELECT ctid FROM %s WHERE %s"
+					" ORDER BY CASE WHEN xmin OPERATOR(pg_catalog.=) pg_catalog.pg_current_xact_id()::pg_catalog.xid"
+					" THEN cmin::pg_catalog.text::pg_catalog.int8 ELSE -1 END LIMIT 1)",
+					table, where);
+}
+
+/*
  * The statement that does what the shape says.  Fills the target's params and
  * the types of the plan's parameters; returns NULL if nothing is left to do.
  */
@@ -175,6 +236,8 @@ build_statement(PyrTarget *target, PyrShape *shape, Oid *types)
 	StringInfoData set;			/* or column list */
 	StringInfoData where;		/* or parameter list */
 	char	   *table = quote_qualified_identifier(shape->schema, shape->table);
+	char	   *condition;
+	Bitmapset  *key = NULL;
 
 	initStringInfo(&set);
 	initStringInfo(&where);
@@ -207,6 +270,7 @@ build_statement(PyrTarget *target, PyrShape *shape, Oid *types)
 			if (where.len > 0)
 				appendStringInfoString(&where, " AND ");
 			append_key_condition(&where, shape, att, type, number);
+			key = bms_add_member(key, att->attnum);
 		}
 		else if (shape->verb == PYR_INSERT)
 		{
@@ -220,6 +284,10 @@ build_statement(PyrTarget *target, PyrShape *shape, Oid *types)
 		ReleaseSysCache(tuple);
 	}
 
+	condition = where.data;
+	if (!bms_is_empty(key) && is_key_deferrable(target->relid, key))
+		condition = oldest_version_condition(table, where.data);
+
 	switch (shape->verb)
 	{
 		case PYR_INSERT:
@@ -229,9 +297,9 @@ build_statement(PyrTarget *target, PyrShape *shape, Oid *types)
 			if (set.len == 0)
 				return NULL;
 			return psprintf("UPDATE %s SET %s WHERE %s",
-							table, set.data, where.data);
+							table, set.data, condition);
 		case PYR_DELETE:
-			return psprintf("DELETE FROM %s WHERE %s", table, where.data);
+			return psprintf("DELETE FROM %s WHERE %s", table, condition);
 		case PYR_TRUNCATE:
 			return NULL;		/* apply.c truncates several tables at once */
 	}

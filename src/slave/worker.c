@@ -315,8 +315,10 @@ confirm(void)
 		XLogFlush(applied_up_to);
 	confirmed_at = GetCurrentTimestamp();
 	is_confirm_due = false;
-	return pyr_origin_confirm(origin, replica, &position) &&
-		pyr_origin_rotate(origin);
+	if (!pyr_origin_confirm(origin, replica, &position))
+		return false;
+	pyr_position_store_confirmed(replica, &position);
+	return pyr_origin_rotate(origin);
 }
 
 /*

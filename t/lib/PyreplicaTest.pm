@@ -76,7 +76,7 @@ sub new_slave
 	my $node = PostgreSQL::Test::Cluster->new($name // 'slave');
 	$node->init(allows_streaming => $option{streaming});
 	$node->append_conf('postgresql.conf',
-		    "shared_preload_libraries = 'pyreplica'\n"
+			"shared_preload_libraries = 'pyreplica'\n"
 		  . "pyreplica.retry_interval_max = 1s\n"
 		  . "log_line_prefix = '%m [%p] %b '\n"
 		  . conninfo_setting($master));
@@ -89,8 +89,8 @@ sub new_slave
 sub new_pair
 {
 	my (%option) = @_;
-	my $master = new_master('master', conf => $option{master_conf});
-	my $slave = new_slave($master, 'slave', conf => $option{slave_conf});
+	my $master   = new_master('master', conf => $option{master_conf});
+	my $slave    = new_slave($master, 'slave', conf => $option{slave_conf});
 	wait_worker($slave);
 	return ($master, $slave);
 }
@@ -128,8 +128,8 @@ sub wait_caught_up
 sub status
 {
 	my ($slave) = @_;
-	return $slave->safe_psql('postgres', '\x on' . "\n"
-		  . 'SELECT * FROM pyreplica_status');
+	return $slave->safe_psql('postgres',
+		'\x on' . "\n" . 'SELECT * FROM pyreplica_status');
 }
 
 # Until the worker has connected and waits for something to do.
@@ -158,7 +158,9 @@ sub is_same
 {
 	my ($master, $slave, $table, $name) = @_;
 	local $Test::Builder::Level = $Test::Builder::Level + 1;
-	return is(content($slave, $table), content($master, $table),
+	return is(
+		content($slave,  $table),
+		content($master, $table),
 		$name // "$table is the same on both sides");
 }
 
@@ -234,7 +236,7 @@ sub set_conf
 sub status_value
 {
 	my ($slave, $expression, $database) = @_;
-	my ($rc, $value, $complaint) = $slave->psql($database // 'postgres',
+	my ($rc,    $value, $complaint) = $slave->psql($database // 'postgres',
 		"SELECT $expression FROM pyreplica_status");
 	return $rc == 0 ? $value : undef;
 }
@@ -247,8 +249,10 @@ sub wait_status
 	  if poll_until(
 		sub { (status_value($slave, $condition, $database) // '') eq 't' },
 		$seconds);
-	diag("not true: $condition\n"
-		  . (status_value($slave, 'row_to_json(pyreplica_status)', $database)
+	diag(
+		"not true: $condition\n"
+		  . (
+			status_value($slave, 'row_to_json(pyreplica_status)', $database)
 			  // 'the server does not answer'));
 	return 0;
 }
@@ -260,14 +264,15 @@ sub is_same_rows
 	local $Test::Builder::Level = $Test::Builder::Level + 1;
 	my %side;
 	$side{$_}++ for split(/\n/, content($master, $table));
-	$side{$_}-- for split(/\n/, content($slave, $table));
+	$side{$_}-- for split(/\n/, content($slave,  $table));
 	my @differ = grep { $side{$_} } sort keys %side;
-	my $same = ok(!@differ, $name // "$table is the same on both sides");
-	diag(scalar(@differ) . " rows differ, such as\n"
+	my $same   = ok(!@differ, $name // "$table is the same on both sides");
+	diag(
+			scalar(@differ)
+		  . " rows differ, such as\n"
 		  . join("\n",
-			map { ($side{$_} > 0 ? 'only master: ' : 'only slave: ') . $_ }
-			  grep { defined } @differ[ 0 .. 9 ]))
-	  unless $same;
+			map  { ($side{$_} > 0 ? 'only master: ' : 'only slave: ') . $_ }
+			grep { defined } @differ[ 0 .. 9 ])) unless $same;
 	return $same;
 }
 
@@ -297,9 +302,9 @@ sub restore_cold
 sub black_hole
 {
 	my $socket = IO::Socket::INET->new(
-		Listen => 10,
+		Listen    => 10,
 		LocalAddr => '127.0.0.1',
-		Proto => 'tcp') or die "could not listen: $!";
+		Proto     => 'tcp') or die "could not listen: $!";
 	return ($socket, $socket->sockport);
 }
 
@@ -311,14 +316,17 @@ sub start_looping
 	my ($node, @command) = @_;
 	my $base =
 	  PostgreSQL::Test::Utils::tempdir() . '/' . $node->name . $loops++;
-	local $ENV{PGHOST} = $node->host;
-	local $ENV{PGPORT} = $node->port;
+	local $ENV{PGHOST}     = $node->host;
+	local $ENV{PGPORT}     = $node->port;
 	local $ENV{PGDATABASE} = 'postgres';
 	my $run = IPC::Run::start(
 		[
-			'sh', '-c',
+			'sh',
+			'-c',
 			'base=$1; shift; while [ ! -e $base.stop ]; do "$@" >>$base.out 2>>$base.err & echo $! >$base.pid; wait $!; sleep 0.1; done; : >$base.done',
-			'sh', $base, @command
+			'sh',
+			$base,
+			@command
 		]);
 	return { base => $base, run => $run };
 }
@@ -350,8 +358,7 @@ sub stop_looping
 }
 
 # Stories of rows: what is captured, and what comes of it.
-push @EXPORT,
-  qw(run_loosely story capture_mark captured_since is_captured);
+push @EXPORT, qw(run_loosely story capture_mark captured_since is_captured);
 
 # Runs SQL some of which is meant to fail, and goes on after errors.
 sub run_loosely
@@ -360,8 +367,8 @@ sub run_loosely
 	my ($stdout, $stderr);
 	$node->psql(
 		'postgres', $sql,
-		stdout => \$stdout,
-		stderr => \$stderr,
+		stdout        => \$stdout,
+		stderr        => \$stderr,
 		on_error_stop => 0);
 	return $stdout;
 }
@@ -375,7 +382,8 @@ sub story
 	my $conflicts = status_value($slave, 'conflicts');
 	run_loosely($master, $sql);
 	my $arrived =
-	  $slave->safe_psql('postgres', q(SELECT pyreplica_wait(timeout => '20s')));
+	  $slave->safe_psql('postgres',
+		q(SELECT pyreplica_wait(timeout => '20s')));
 	if ($arrived ne 't')
 	{
 		fail($name);
@@ -387,11 +395,10 @@ sub story
 	foreach my $table (@tables)
 	{
 		$there .= "$table:\n" . content($master, $table) . "\n";
-		$here .= "$table:\n" . content($slave, $table) . "\n";
+		$here  .= "$table:\n" . content($slave,  $table) . "\n";
 	}
 	$there .= 'conflicts: 0';
-	$here .= 'conflicts: '
-	  . (status_value($slave, 'conflicts') - $conflicts);
+	$here .= 'conflicts: ' . (status_value($slave, 'conflicts') - $conflicts);
 	return is($here, $there, $name);
 }
 
@@ -408,7 +415,7 @@ sub captured_since
 {
 	my ($master, $mark) = @_;
 	return $master->safe_psql('postgres',
-		"SELECT statement FROM replica_log_sql WHERE commitno >= $mark "
+			"SELECT statement FROM replica_log_sql WHERE commitno >= $mark "
 		  . 'ORDER BY commitno, xid, number');
 }
 
