@@ -97,13 +97,18 @@ without_quoted(const char *message)
 
 		if (end == NULL && *p == '"')
 			break;				/* whatever it is, it goes on to the end */
-		if (end != NULL && end > p + 2)
+		if (end == NULL)
 		{
-			appendStringInfoString(&out, "\"...\"");
-			p = end + 1;
-		}
-		else
 			appendStringInfoChar(&out, *p++);
+			continue;
+		}
+
+		/* a single character, such as "=", is libpq's own */
+		if (end > p + 2)
+			appendStringInfoString(&out, "\"...\"");
+		else
+			appendBinaryStringInfo(&out, p, end + 1 - p);
+		p = end + 1;
 	}
 	return out.data;
 }
