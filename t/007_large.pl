@@ -54,7 +54,6 @@ sub growth
 		}
 	};
 
-	my $waited  = '';
 	$session->query_until(qr/begun/, "\\echo begun\n$sql\n");
 	poll_until(
 		sub {
@@ -63,6 +62,7 @@ sub growth
 				"SELECT state = 'idle' AND query ~ '^COMMIT' FROM pg_stat_activity WHERE pid = $backend"
 			) eq 't';
 		});
+	my $waited = '';
 	my $target = IPC::Run::start(
 		[
 			'psql', '-XAtq', '-h', $slave->host, '-p', $slave->port,
@@ -107,6 +107,8 @@ SQL
 }
 
 my ($without) = growth(million('unlogged_many'));
+is($master->safe_psql('postgres', 'SELECT count(*) FROM unlogged_many'),
+	'1000000', 'what it takes without log trigger was measured');
 my $here = log_position($master);
 my ($with, $worker) = growth(million('many'));
 cmp_ok($with, '<', $without + 200,
@@ -273,7 +275,7 @@ sub inner_sizes
 		));
 }
 
-my $traffic = start_traffic('-c', 2, '-R', 100, '-T', 12);
+my $traffic = start_traffic('-c', 2, '-R', 100, '-T', 8);
 my (%filled, %emptied);
 ok( poll_until(
 		sub {

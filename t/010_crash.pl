@@ -30,7 +30,7 @@ log_statement = none
 wal_writer_delay = 10s
 wal_writer_flush_after = 1GB
 checkpoint_timeout = 30s
-pyreplica.log_rotate_size = 1MB
+pyreplica.log_rotate_size = 128kB
 CONF
 	slave_conf => <<'CONF');
 restart_after_crash = on
@@ -243,6 +243,10 @@ unlike(
 # The test itself: much happened, and was watched.
 cmp_ok($master->safe_psql('postgres', 'SELECT count(*) FROM transfer'),
 	'>', 500, 'there was a load');
+is( $master->safe_psql(
+		'postgres', 'SELECT cleaned_at IS NOT NULL FROM replica_log_state'),
+	't',
+	'the log was cleaned meanwhile');
 cmp_ok(scalar(@answers), '>', 100, 'the slave was looked at all the time');
 
 done_testing();

@@ -66,6 +66,23 @@ pyr_init_materialized_srf(FunctionCallInfo fcinfo)
 /* shmem_request_hook, and the rule to ask for memory only in it, came in 15 */
 #define PYR_HAVE_SHMEM_REQUEST_HOOK (PG_VERSION_NUM >= 150000)
 
+/* the utility hook's parameters: 14 added readOnlyTree */
+#if PG_VERSION_NUM >= 140000
+#define PYR_UTILITY_PARAMS \
+	PlannedStmt *pstmt, const char *queryString, bool readOnlyTree, \
+	ProcessUtilityContext context, ParamListInfo params, \
+	QueryEnvironment *queryEnv, DestReceiver *dest, QueryCompletion *qc
+#define PYR_UTILITY_ARGS \
+	pstmt, queryString, readOnlyTree, context, params, queryEnv, dest, qc
+#else
+#define PYR_UTILITY_PARAMS \
+	PlannedStmt *pstmt, const char *queryString, \
+	ProcessUtilityContext context, ParamListInfo params, \
+	QueryEnvironment *queryEnv, DestReceiver *dest, QueryCompletion *qc
+#define PYR_UTILITY_ARGS \
+	pstmt, queryString, context, params, queryEnv, dest, qc
+#endif
+
 /* memory for values of settings: plain malloc until 16 gave it a context */
 #if PG_VERSION_NUM >= 160000
 #define pyr_guc_strdup(s) guc_strdup(LOG, s)

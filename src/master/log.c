@@ -17,9 +17,10 @@
  * until our commit is visible, nobody can fall asleep before having a chance
  * to see our entry.  If we do not, we notify.  A transaction that is being
  * prepared does neither: its locks would outlive it, and it cannot notify.
- * The next transaction of its session does it instead, which mostly is COMMIT
- * PREPARED; if that comes from another session, the slave's keep-alive finds
- * the entries, or its poll if it knew of the prepared transaction.
+ * The session of COMMIT PREPARED does it instead, if it has this library loaded,
+ * that is, if it changed a logged table itself before; otherwise the slave's
+ * poll finds the entries if it saw the prepared transaction, else its
+ * keep-alive.
  *
  *-------------------------------------------------------------------------
  */
@@ -37,8 +38,10 @@
 #include "master/txbuffer.h"
 #include "master/writer.h"
 #include "miscadmin.h"
+#include "nodes/parsenodes.h"
 #include "pyreplica.h"
 #include "storage/lock.h"
+#include "tcop/utility.h"
 #include "utils/hsearch.h"
 #include "utils/lsyscache.h"
 #include "utils/memutils.h"
@@ -88,8 +91,9 @@ typedef struct LogState
 
 static LogState *state = NULL;
 
-/* this session prepared a transaction that it may be about to commit */
-static bool has_prepared = false;
+/* the running transaction is that of a COMMIT PREPARED */
+static bool is_commit_prepared = false;
+static ProcessUtility_hook_type prev_process_utility = NULL;
 
 /*
  * Called before each change is appended: begins the transaction's state, or
@@ -410,21 +414,31 @@ forget_transaction(void)
 }
 
 /*
- * COMMIT PREPARED may be what the session's running transaction is about: the
- * entries that it makes visible have not woken anybody yet.
+ * Watches for COMMIT PREPARED: the entries that it makes visible have not woken
+ * anybody yet.
  */
 static void
-wake_for_prepared(void)
+process_utility(PYR_UTILITY_PARAMS)
 {
-	has_prepared = false;
-	wake_sleepers();
+	if (IsA(pstmt->utilityStmt, TransactionStmt) &&
+		((TransactionStmt *) pstmt->utilityStmt)->kind == TRANS_STMT_COMMIT_PREPARED)
+		is_commit_prepared = true;
+
+	if (prev_process_utility)
+		prev_process_utility(PYR_UTILITY_ARGS);
+	else
+		standard_ProcessUtility(PYR_UTILITY_ARGS);
 }
 
 static void
 xact_callback(XactEvent event, void *arg pg_attribute_unused())
 {
-	if (has_prepared && event == XACT_EVENT_PRE_COMMIT)
-		wake_for_prepared();
+	if (is_commit_prepared)
+	{
+		if (event == XACT_EVENT_PRE_COMMIT)
+			wake_sleepers();
+		is_commit_prepared = false;
+	}
 	if (state == NULL)
 		return;
 
@@ -433,7 +447,6 @@ xact_callback(XactEvent event, void *arg pg_attribute_unused())
 		case XACT_EVENT_PRE_COMMIT:
 		case XACT_EVENT_PRE_PREPARE:
 			write_entries(event == XACT_EVENT_PRE_PREPARE);
-			has_prepared = event == XACT_EVENT_PRE_PREPARE;
 			forget_transaction();
 			break;
 
@@ -454,4 +467,6 @@ pyr_log_init(void)
 {
 	RegisterXactCallback(xact_callback, NULL);
 	RegisterSubXactCallback(subxact_callback, NULL);
+	prev_process_utility = ProcessUtility_hook;
+	ProcessUtility_hook = process_utility;
 }

@@ -56,6 +56,7 @@ struct PyrWindow
 	char	   *snapshot;		/* the master's, at the window's end */
 	XLogRecPtr	wal;
 	bool		is_complete;	/* the end is the present, not a mark */
+	bool		has_prepared;	/* the master has prepared transactions */
 	int64		transactions;
 	int64		bytes;
 	int			marks;			/* how many to advance next time */
@@ -93,7 +94,8 @@ pyr_window_create(void)
  *
  * $1 is our position, $2 how many marks to pass over.  The first row tells
  * about the window: its end as text in "changes", the flushed WAL position in
- * commitno, and in part whether it is complete.
+ * commitno, in part whether it is complete, and in xid whether there are
+ * prepared transactions.
  */
 void
 pyr_window_prepare(PyrOrigin *origin)
@@ -109,7 +111,9 @@ pyr_window_prepare(PyrOrigin *origin)
 		"  SELECT COALESCE((SELECT m.snapshot FROM mark m), pg_catalog.pg_current_snapshot()) AS upto,"
 		"         NOT EXISTS (SELECT FROM mark) AS complete)"
 		" SELECT (%1$s.py_log_flush() OPERATOR(pg_catalog.-) '0/0'::pg_catalog.pg_lsn)::pg_catalog.int8 AS commitno,"
-		"        '0'::pg_catalog.xid8 AS xid, pg_catalog.now() AS at,"
+		"        (CASE WHEN EXISTS (SELECT FROM pg_catalog.pg_prepared_xacts p"
+		"                            WHERE p.database = pg_catalog.current_database())"
+		"         THEN '1' ELSE '0' END)::pg_catalog.xid8 AS xid, pg_catalog.now() AS at,"
 		"        CASE WHEN w.complete THEN -1 ELSE -2 END AS part,"
 		"        pg_catalog.convert_to(w.upto::pg_catalog.text, 'SQL_ASCII') AS changes, 0 AS kind"
 		"   FROM win w"
@@ -159,6 +163,7 @@ take_head(PyrWindow *window, const PyrRemoteValue *values)
 {
 	window->wal = (XLogRecPtr) int64_of(&values[COL_COMMITNO]);
 	window->is_complete = int32_of(&values[COL_PART]) == -1;
+	window->has_prepared = int64_of(&values[COL_XID]) != 0;
 	window->snapshot = MemoryContextStrdup(window->context,
 										   pnstrdup(values[COL_CHANGES].data,
 													values[COL_CHANGES].len));
@@ -258,6 +263,12 @@ bool
 pyr_window_is_complete(PyrWindow *window)
 {
 	return window->is_complete;
+}
+
+bool
+pyr_window_has_prepared(PyrWindow *window)
+{
+	return window->has_prepared;
 }
 
 const char *

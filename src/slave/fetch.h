@@ -32,6 +32,7 @@ extern bool pyr_window_fetch(PyrWindow *window, PyrOrigin *origin,
 							 PyrPosition *from);
 extern bool pyr_window_is_empty(PyrWindow *window);
 extern bool pyr_window_is_complete(PyrWindow *window);
+extern bool pyr_window_has_prepared(PyrWindow *window);
 extern const char *pyr_window_snapshot(PyrWindow *window);
 extern XLogRecPtr pyr_window_wal(PyrWindow *window);
 extern int64 pyr_window_transactions(PyrWindow *window);

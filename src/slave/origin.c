@@ -229,24 +229,19 @@ pyr_origin_close(PyrOrigin *origin)
 /*
  * Lets the master's writers know that we may sleep.  *may_sleep: they do, and
  * none is on its way that does not; so after one more look at the log it is
- * safe to wait.  *has_prepared: a prepared transaction may commit without
- * anybody waking us.
+ * safe to wait.
  */
 bool
-pyr_origin_announce(PyrOrigin *origin, bool *may_sleep, bool *has_prepared)
+pyr_origin_announce(PyrOrigin *origin, bool *may_sleep)
 {
-	bool		answer[2] = {false, false};
+	bool		answer = false;
 
 	if (!query(origin,
-			   psprintf("SELECT %s, EXISTS (SELECT FROM pg_catalog.pg_prepared_xacts"
-						" WHERE database = pg_catalog.current_database())",
-						origin->is_announced ? "true" :
-						psprintf("pg_catalog.pg_try_advisory_lock_shared(%d, %d)",
-								 PYR_LOCK_CLASS, PYR_LOCK_SLEEP)),
-			   0, NULL, keep_bools, answer))
+			   psprintf("SELECT pg_catalog.pg_try_advisory_lock_shared(%d, %d)",
+						PYR_LOCK_CLASS, PYR_LOCK_SLEEP),
+			   0, NULL, keep_bools, &answer))
 		return false;
-	*may_sleep = origin->is_announced = answer[0];
-	*has_prepared = answer[1];
+	*may_sleep = origin->is_announced = answer;
 	return true;
 }
 

@@ -29,8 +29,7 @@ extern PyrOrigin *pyr_origin_open(const char *conninfo, const char *replica,
 								  PyrRemoteGiveUp give_up, char **error);
 extern void pyr_origin_close(PyrOrigin *origin);
 
-extern bool pyr_origin_announce(PyrOrigin *origin, bool *may_sleep,
-								bool *has_prepared);
+extern bool pyr_origin_announce(PyrOrigin *origin, bool *may_sleep);
 extern bool pyr_origin_awake(PyrOrigin *origin);
 extern bool pyr_origin_confirm(PyrOrigin *origin, const char *replica,
 							   PyrPosition *position);

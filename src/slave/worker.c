@@ -345,8 +345,9 @@ rest_for(long timeout_ms)
  * Announced, looked, and nothing there: sleeps.
  */
 static bool
-sleep_announced(bool has_prepared)
+sleep_announced(void)
 {
+	bool		has_prepared = pyr_window_has_prepared(window);
 	TimestampTz until = TimestampTzPlusMilliseconds(GetCurrentTimestamp(),
 													keepalive_ms);
 
@@ -392,16 +393,15 @@ sleep_announced(bool has_prepared)
 static bool
 rest(void)
 {
-	static bool has_prepared = false;
 	bool		may_sleep;
 
 	if (origin->is_announced)
-		return sleep_announced(has_prepared);
+		return sleep_announced();
 
 	if (empty_looks <= PAUSES)
 		return rest_for(1L << (empty_looks - 1));
 
-	if (!pyr_origin_announce(origin, &may_sleep, &has_prepared))
+	if (!pyr_origin_announce(origin, &may_sleep))
 		return false;
 	if (may_sleep)
 		return true;			/* after one more look */
