@@ -423,7 +423,8 @@ BEGIN
 	   pg_size_bytes(coalesce(current_setting('pyreplica.log_rotate_size', true), '64MB'))
 	   AND pg_relation_size(format('@extschema@.replica_log_%s', next)::regclass) = 0
 	THEN
-		PERFORM setval('@extschema@.replica_log_current', next);
+		-- not setval: this tells all sessions that something changed
+		EXECUTE format('ALTER SEQUENCE @extschema@.replica_log_current RESTART WITH %s', next);
 		now_at := next;
 	END IF;
 

@@ -91,6 +91,7 @@ static struct
 	bool		valid;
 	Oid			schema;
 	Oid			current;		/* the sequence that tells the inner table */
+	int			number;			/* which it tells, from 0 */
 	Oid			tables[INNER_TABLES];
 	Oid			xid_indexes[INNER_TABLES];
 	Oid			mark_indexes[INNER_TABLES];
@@ -123,46 +124,10 @@ relcache_callback(Datum arg pg_attribute_unused(), Oid relid)
 }
 
 /*
- * Finds the log in the schema; false: it is not there (any more).
- */
-static bool
-find_log(Oid schema)
-{
-	static bool is_callback_registered = false;
-
-	if (place.valid && place.schema == schema)
-		return true;
-
-	if (!is_callback_registered)
-		CacheRegisterRelcacheCallback(relcache_callback, (Datum) 0);
-	is_callback_registered = true;
-
-	place.valid = true;			/* invalidation may come while we look */
-	place.schema = schema;
-	place.current = get_relname_relid("replica_log_current", schema);
-	for (int i = 0; i < INNER_TABLES; i++)
-	{
-		place.tables[i] =
-			get_relname_relid(psprintf("replica_log_%d", i + 1), schema);
-		place.xid_indexes[i] =
-			get_relname_relid(psprintf("replica_log_%d_xid", i + 1), schema);
-		place.mark_indexes[i] =
-			get_relname_relid(psprintf("replica_log_%d_mark", i + 1), schema);
-		if (!OidIsValid(place.tables[i]) ||
-			!OidIsValid(place.xid_indexes[i]) ||
-			!OidIsValid(place.mark_indexes[i]))
-			place.valid = false;
-	}
-	if (!OidIsValid(place.current))
-		place.valid = false;
-	return place.valid;
-}
-
-/*
  * The inner table that entries go to now, from 0.  Its number is the value of
- * a sequence, which py_log_rotate sets.  Reading it late does no harm: an
- * entry is found whichever table it is in, and a table is emptied only when
- * everything in it has been passed by every slave.
+ * a sequence, which py_log_rotate alters, so that every session hears of it.
+ * Hearing late does no harm: an entry is found whichever table it is in, and a
+ * table is emptied only when everything in it has been passed by every slave.
  */
 static int
 current_inner_table(void)
@@ -184,6 +149,53 @@ current_inner_table(void)
 	relation_close(sequence, AccessShareLock);
 
 	return (int) Max(0, Min(number - 1, INNER_TABLES - 1));
+}
+
+/*
+ * Finds the log in the schema; false: it is not there (any more).
+ */
+static bool
+find_log(Oid schema)
+{
+	static bool is_callback_registered = false;
+	bool		is_complete;
+
+	if (place.valid && place.schema == schema)
+		return true;
+
+	if (!is_callback_registered)
+		CacheRegisterRelcacheCallback(relcache_callback, (Datum) 0);
+	is_callback_registered = true;
+
+	place.valid = true;			/* invalidation may come while we look */
+	place.schema = schema;
+	place.current = get_relname_relid("replica_log_current", schema);
+	is_complete = OidIsValid(place.current);
+	for (int i = 0; i < INNER_TABLES; i++)
+	{
+		place.tables[i] =
+			get_relname_relid(psprintf("replica_log_%d", i + 1), schema);
+		place.xid_indexes[i] =
+			get_relname_relid(psprintf("replica_log_%d_xid", i + 1), schema);
+		place.mark_indexes[i] =
+			get_relname_relid(psprintf("replica_log_%d_mark", i + 1), schema);
+		if (!OidIsValid(place.tables[i]) ||
+			!OidIsValid(place.xid_indexes[i]) ||
+			!OidIsValid(place.mark_indexes[i]))
+			is_complete = false;
+	}
+	if (!is_complete)
+	{
+		place.valid = false;
+		return false;
+	}
+
+	/*
+	 * If we are told of a change meanwhile, what we find is good enough for
+	 * now, but not for later.
+	 */
+	place.number = current_inner_table();
+	return true;
 }
 
 static void
@@ -298,7 +310,7 @@ pyr_writer_begin(Oid schema, uint64 size)
 
 	fxid = GetTopFullTransactionId();
 	writer = palloc0(sizeof(PyrWriter));
-	writer->number = current_inner_table();
+	writer->number = place.number;
 	writer->table = table_open(place.tables[writer->number], RowExclusiveLock);
 	writer->info = makeNode(IndexInfo);
 	if (size > BULK_BYTES)

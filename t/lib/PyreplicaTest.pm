@@ -51,7 +51,7 @@ sub new_master
 {
 	my ($name, %option) = @_;
 	my $node = PostgreSQL::Test::Cluster->new($name // 'master');
-	$node->init;
+	$node->init(extra => [ '--encoding=UTF8', '--locale=C' ]);
 	$node->append_conf('postgresql.conf', "max_prepared_transactions = 10\n");
 	$node->append_conf('postgresql.conf', $option{conf}) if $option{conf};
 	$node->start;
@@ -74,7 +74,9 @@ sub new_slave
 {
 	my ($master, $name, %option) = @_;
 	my $node = PostgreSQL::Test::Cluster->new($name // 'slave');
-	$node->init(allows_streaming => $option{streaming});
+	$node->init(
+		allows_streaming => $option{streaming},
+		extra            => [ '--encoding=UTF8', '--locale=C' ]);
 	$node->append_conf('postgresql.conf',
 			"shared_preload_libraries = 'pyreplica'\n"
 		  . "pyreplica.retry_interval_max = 1s\n"

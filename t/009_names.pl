@@ -1,0 +1,152 @@
+# Names are just names: quoted, in any schema, in any encoding, changed while
+# sessions are open.
+
+use strict;
+use warnings;
+
+use FindBin;
+use lib "$FindBin::RealBin/lib";
+use PostgreSQL::Test::Utils;
+use PyreplicaTest;
+use Test::More;
+
+# what this file is written in
+$ENV{PGCLIENTENCODING} = 'UTF8';
+
+my $master = new_master('master');
+my $slave = new_slave($master, 'slave');
+wait_worker($slave);
+
+# Whatever can be quoted.
+my @odd = (
+	'Upper Case', 'quote"d', q(apo'strophe), 'back\\slash', 'per%cent',
+	'dot.ted', 'sel ect', 'semi;colon', '$1', 'ünïcödé 中');
+foreach my $i (0 .. $#odd)
+{
+	my $name = $odd[$i];
+	(my $quoted = qq("$name")) =~ s/(?<=.)"(?=.)/""/g;
+	my ($literal) = map { s/'/''/gr } $name;
+	on_both($master, $slave, <<"SQL");
+CREATE SCHEMA $quoted;
+CREATE TABLE $quoted.$quoted ($quoted text, "id $i" int, PRIMARY KEY ("id $i", $quoted));
+SQL
+	is( $master->safe_psql('postgres',
+			"SELECT py_log_create_tg(E'' || '$literal', '$literal')"),
+		"created trigger on $name (id $i,$name)",
+		"log triggers on a table called $name");
+	$master->safe_psql('postgres', <<"SQL");
+INSERT INTO $quoted.$quoted VALUES ('one', 1), ('two', 2), ('three', 3);
+UPDATE $quoted.$quoted SET $quoted = '$literal' WHERE "id $i" = 2;
+DELETE FROM $quoted.$quoted WHERE "id $i" = 1;
+SQL
+	wait_caught_up($slave);
+	is_same($master, $slave, "$quoted.$quoted", "rows of a table called $name");
+}
+
+# One name in several schemas.
+on_both($master, $slave, <<'SQL');
+CREATE SCHEMA a;
+CREATE SCHEMA b;
+CREATE TABLE a.twin (id int PRIMARY KEY, s text);
+CREATE TABLE b.twin (id int PRIMARY KEY, s text);
+SQL
+my ($rc, $out, $err) = $master->psql('postgres', q(SELECT py_log_create_tg('twin')));
+like($err, qr/table name "twin" is ambiguous: it is in schemas a, b/,
+	'a bare name that is not unique is refused');
+$master->safe_psql('postgres', q(SELECT py_log_create_tg('a', 'twin'); SET search_path = b; SELECT public.py_log_create_tg('twin')));
+$master->safe_psql('postgres', q(INSERT INTO a.twin VALUES (1, 'a'); INSERT INTO b.twin VALUES (1, 'b')));
+wait_caught_up($slave);
+is_same($master, $slave, $_) for ('a.twin', 'b.twin');
+($rc, $out, $err) = $master->psql('postgres', q(SELECT py_log_create_tg('nothing')));
+like($err, qr/table "nothing" does not exist/, 'a table that is not there');
+
+# A trigger written by hand.
+on_both($master, $slave, 'CREATE TABLE hand (id2 int, id1 int, s text, UNIQUE (id1, id2)); ALTER TABLE hand ALTER id1 SET NOT NULL, ALTER id2 SET NOT NULL');
+$master->safe_psql('postgres', <<'SQL');
+CREATE TRIGGER "!by_hand" AFTER INSERT OR UPDATE OR DELETE ON hand
+FOR EACH ROW EXECUTE FUNCTION py_log_replica('hand', 'id1', 'id2');
+INSERT INTO hand VALUES (1, 2, 'x'), (2, 1, 'y');
+UPDATE hand SET s = 'z', id2 = 7 WHERE id1 = 2;
+DELETE FROM hand WHERE id1 = 1;
+SQL
+wait_caught_up($slave);
+is_same($master, $slave, 'hand', 'a trigger written by hand, with a key that is not primary');
+
+# Definitions that change between the statements of one open session.
+on_both($master, $slave, 'CREATE TABLE d (id int PRIMARY KEY, a text, b int)');
+log_table($master, 'd');
+my $session = $master->background_psql('postgres', on_error_stop => 1);
+$session->query_safe(q(INSERT INTO d VALUES (1, 'one', 1)));
+foreach my $change (
+	'ALTER TABLE d ADD c text DEFAULT \'c\'',
+	'ALTER TABLE d DROP b',
+	'ALTER TABLE d ADD b numeric',
+	'ALTER TABLE d ALTER a TYPE varchar(100)',
+	'ALTER TABLE d RENAME c TO "C c"',
+	'ALTER TABLE d RENAME id TO key',
+	'ALTER TABLE d RENAME TO d2',
+	'ALTER TABLE d2 SET SCHEMA a')
+{
+	$slave->safe_psql('postgres', $change);
+	$master->safe_psql('postgres', $change);
+	my ($table) = map { /SCHEMA a/ ? 'a.d2' : /d2/ ? 'd2' : 'd' } $change;
+	my $key = $change =~ /RENAME (?:id|TO)|SCHEMA/ ? 'key' : 'id';
+	$session->query_safe(
+		"INSERT INTO $table ($key, a) SELECT max($key) + 1, 'after' FROM $table");
+	$session->query_safe("UPDATE $table SET a = a || '.' WHERE $key > 1");
+	wait_caught_up($slave);
+	is_same($master, $slave, $table, "an open session after $change");
+}
+
+# And within one transaction.
+on_both($master, $slave, 'CREATE TABLE e (id int PRIMARY KEY, a text)');
+log_table($master, 'e');
+$slave->safe_psql('postgres', 'ALTER TABLE e ADD b int, ADD c int');
+$session->query_safe(<<'SQL');
+BEGIN;
+INSERT INTO e VALUES (1, 'one');
+ALTER TABLE e ADD b int;
+INSERT INTO e VALUES (2, 'two', 2);
+SAVEPOINT s;
+ALTER TABLE e ADD c int;
+INSERT INTO e VALUES (3, 'three', 3, 3);
+ROLLBACK TO s;
+UPDATE e SET b = 5;
+ALTER TABLE e ADD c int;
+INSERT INTO e VALUES (4, 'four', 4, 4);
+COMMIT;
+SQL
+wait_caught_up($slave);
+is_same($master, $slave, 'e', 'a definition that changes within a transaction');
+$session->quit;
+
+# User names are kept as they are.
+$master->safe_psql('postgres', q(CREATE ROLE "O'Neil ""x""" LOGIN; GRANT ALL ON e TO PUBLIC));
+$master->safe_psql('postgres', q(INSERT INTO e VALUES (9)),
+	connstr => $master->connstr('postgres') . q( user='O\'Neil "x"'));
+is($master->safe_psql('postgres', q(SELECT username FROM replica_log_sql ORDER BY commitno DESC LIMIT 1)),
+	q(O'Neil "x"), 'who it was');
+
+# Another schema for the extension, another encoding for the master.
+$master->safe_psql('postgres',
+	q(CREATE DATABASE latin ENCODING 'LATIN1' LOCALE 'C' TEMPLATE template0));
+$master->safe_psql('latin', q(CREATE SCHEMA "Our Log"; CREATE EXTENSION pyreplica SCHEMA "Our Log"));
+$slave->safe_psql('postgres',
+	q(CREATE DATABASE latin ENCODING 'UTF8' LOCALE 'C' TEMPLATE template0));
+my $table = q(CREATE TABLE "tä" (id int PRIMARY KEY, "größe" text, "ö" "char"[]));
+$master->safe_psql('latin', $table);
+$slave->safe_psql('latin', $table);
+is( $master->safe_psql('latin', q(SELECT "Our Log".py_log_create_tg('tä'))),
+	'created trigger on tä (id)',
+	'the extension in a schema of its own');
+set_conf($slave, conninfo_setting($master, 'dbname=latin'));
+$master->safe_psql('latin', q(INSERT INTO "tä" VALUES (1, 'naïve façade'), (2, NULL); UPDATE "tä" SET "größe" = 'ÿ' WHERE id = 2));
+$slave->poll_query_until('latin', q(SELECT count(*) = 1 FROM pg_extension WHERE extname = 'pyreplica'));
+$slave->poll_query_until('latin', q(SELECT state = 'waiting' AND database = 'latin' FROM pyreplica_status));
+is($slave->safe_psql('latin', q(SELECT pyreplica_wait(timeout => '60s'))), 't', 'a replica of another database');
+is(content($slave, '"tä"', 'latin'), content($master, '"tä"', 'latin'),
+	'text of another encoding, in names too');
+like(slurp_file($slave->logfile), qr/Encoding for this connections are LATIN1 UTF8/,
+	'which the log tells');
+
+done_testing();
