@@ -529,9 +529,14 @@ wait_caught_up($witness);
 
 # Until the master has heard how far the slave is.
 my $confirmed = sub {
-	$phoenix->safe_psql('postgres',
-		'SELECT confirmed_at > attached_at FROM replica_slave') eq 't';
+	my $known = $phoenix->safe_psql('postgres',
+		'SELECT "position" FROM replica_slave');
+	return $known eq $witness->safe_psql('postgres',
+		'SELECT confirmed FROM pyreplica_position')
+	  && $known eq $witness->safe_psql('postgres',
+		'SELECT "position" FROM pyreplica_position');
 };
+poll_until($confirmed, 10);
 
 # First, nothing of what the slave has is lost, only numbers of transactions
 # that did nothing to us: they are given out again.
