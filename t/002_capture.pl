@@ -434,6 +434,21 @@ $tell->(
 	   $before UPDATE t SET a = CASE WHEN id = 1 THEN a ELSE 'changed' END; COMMIT}
 );
 
+$clean_up->();
+$trigger->(
+	'AFTER INSERT ON t',
+	q{IF NEW.id = 1 THEN
+		UPDATE t SET a = CASE WHEN id = 1 THEN 'changed' ELSE a END;
+	  END IF;});
+$trigger->(
+	'AFTER UPDATE ON t',
+	q{IF NEW.id = 1 AND pg_trigger_depth() = 2 THEN
+		UPDATE t SET b = 7 WHERE id = 2;
+	  END IF;}, 'app_2');
+$tell->(
+	'of three levels, the one in the middle touches a row without a change',
+	qq{$before INSERT INTO t VALUES (1, 'one'), (2, 'two'); COMMIT});
+
 # A BEFORE trigger, too, sees rows of its own statement.
 $clean_up->();
 $trigger->(

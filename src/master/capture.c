@@ -94,6 +94,9 @@ static struct
 									 * by depth; the first is for depth 1 */
 	VersionKey	current[MAX_DEPTH]; /* version whose creation was captured
 									 * last, likewise */
+	Oid			relid[MAX_DEPTH];	/* table captured last, likewise */
+	uint64		nested[MAX_DEPTH];	/* first change that such a trigger made
+									 * to that table, plus 1; 0: none */
 	uint64		seen;			/* commands of which a trigger was called, a
 								 * bit each for the first 64 */
 	HTAB	   *seen_later;		/* CommandPage, for the others */
@@ -437,6 +440,7 @@ note_command(CommandId cid, int depth)
 		forget_versions(InvalidOid);
 	}
 	order.firing[level] = cid;
+	order.nested[level] = 0;
 	if (cid < 64)
 		order.seen |= UINT64CONST(1) << cid;
 	else
@@ -544,26 +548,67 @@ note_touched(HeapTuple old, HeapTuple new, int depth)
 }
 
 /*
- * A row version's creation has been captured, from start to the buffer's end:
- * if the version has been replaced already, that comes later.
+ * A change to a table, from start to the buffer's end, of a command whose
+ * triggers are being called.  The command had done all of its work before the
+ * first of them was; so the change comes before those that its triggers made
+ * to the same table, which may for instance have taken a key that it set free.
+ * Returns before which change it has to come, or NOT_YET.
  */
-static void
-note_created(HeapTuple new, uint64 start, int depth)
+static uint64
+note_change(Oid relid, CommandId cid, uint64 start, int depth)
+{
+	int			level = level_of(depth);
+	uint64		before = NOT_YET;
+
+	note_command(cid, depth);
+	if (order.nested[level] != 0 && order.relid[level] == relid)
+		before = order.nested[level] - 1;
+	order.relid[level] = relid;
+
+	for (int i = 0; i < level; i++)
+	{
+		if (order.nested[i] == 0 && order.relid[i] == relid)
+			order.nested[i] = start + 1;
+	}
+	return before;
+}
+
+/*
+ * A row version's creation has been captured: if the version has been replaced
+ * already, that comes later.  Returns before which change it has to come, or
+ * NOT_YET.
+ */
+static uint64
+note_created(HeapTuple new, int depth)
 {
 	VersionKey	key = version_key(new);
 	Version    *version;
+	uint64		before;
 
 	order.current[level_of(depth)] = key;
 	if (order.pending == NULL || hash_get_num_entries(order.pending) == 0)
-		return;
+		return NOT_YET;
 
 	version = hash_search(order.pending, &key, HASH_FIND, NULL);
 	if (version == NULL)
-		return;
+		return NOT_YET;
 
-	if (version->replaced_at != NOT_YET)
-		pyr_txbuffer_move(start, pyr_txbuffer_size(), version->replaced_at);
+	before = version->replaced_at;
 	hash_search(order.pending, &key, HASH_REMOVE, NULL);
+	return before;
+}
+
+/*
+ * The one of two changes to come before that includes coming before the other.
+ * In doubt, that is the one that was moved to the other itself.
+ */
+static uint64
+earlier(uint64 version, uint64 nested)
+{
+	if (version == NOT_YET || nested == NOT_YET)
+		return Min(version, nested);
+	return pyr_txbuffer_place(version) <= pyr_txbuffer_place(nested)
+		? version : nested;
 }
 
 static void
@@ -572,41 +617,48 @@ capture_row(TriggerData *trigdata, PyrRelInfo *info)
 	TriggerEvent event = trigdata->tg_event;
 	uint64		start = pyr_txbuffer_size();
 	int			depth = DatumGetInt32(pg_trigger_depth(NULL));
+	HeapTuple	old = NULL;
+	HeapTuple	new = NULL;
+	CommandId	cid;
+	uint64		before = NOT_YET;
 
 	if (TRIGGER_FIRED_BY_INSERT(event))
 	{
-		HeapTuple	row = trigdata->tg_trigtuple;
-
+		new = trigdata->tg_trigtuple;
 		append_change(info, PYR_INSERT, info->but_key,
 					  trigdata->tg_trigslot, trigdata->tg_trigslot);
-		note_created(row, start, depth);
-		note_command(HeapTupleHeaderGetCmin(row->t_data), depth);
 	}
 	else if (TRIGGER_FIRED_BY_UPDATE(event))
 	{
-		HeapTuple	row = trigdata->tg_newtuple;
 		Bitmapset  *changed = changed_columns(info, trigdata->tg_trigslot,
 											  trigdata->tg_newslot);
 
+		old = trigdata->tg_trigtuple;
+		new = trigdata->tg_newtuple;
 		if (bms_is_empty(changed))
-			note_touched(trigdata->tg_trigtuple, row, depth);
-		else
 		{
-			append_change(info, PYR_UPDATE, changed,
-						  trigdata->tg_trigslot, trigdata->tg_newslot);
-			note_created(row, start, depth);
-			note_replaced(trigdata->tg_trigtuple, start, depth);
+			note_touched(old, new, depth);
+			note_command(HeapTupleHeaderGetCmin(new->t_data), depth);
+			return;
 		}
-		note_command(HeapTupleHeaderGetCmin(row->t_data), depth);
+		append_change(info, PYR_UPDATE, changed,
+					  trigdata->tg_trigslot, trigdata->tg_newslot);
 	}
 	else
 	{
-		HeapTuple	row = trigdata->tg_trigtuple;
-
+		old = trigdata->tg_trigtuple;
 		append_change(info, PYR_DELETE, NULL, trigdata->tg_trigslot, NULL);
-		note_replaced(row, start, depth);
-		note_command(HeapTupleHeaderGetCmax(row->t_data), depth);
 	}
+
+	if (new != NULL)
+		before = note_created(new, depth);
+	if (old != NULL)
+		note_replaced(old, start, depth);
+	cid = new != NULL ? HeapTupleHeaderGetCmin(new->t_data)
+		: HeapTupleHeaderGetCmax(old->t_data);
+	before = earlier(before, note_change(info->relid, cid, start, depth));
+	if (before != NOT_YET)
+		pyr_txbuffer_move(start, pyr_txbuffer_size(), before);
 }
 
 static void
@@ -668,6 +720,11 @@ pyr_capture_cut(uint64 size)
 	HASH_SEQ_STATUS status;
 	Version    *version;
 
+	for (int i = 0; i < MAX_DEPTH; i++)
+	{
+		if (order.nested[i] > size)
+			order.nested[i] = 0;
+	}
 	if (order.pending == NULL)
 		return;
 	hash_seq_init(&status, order.pending);

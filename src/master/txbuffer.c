@@ -205,7 +205,7 @@ emit_plain(uint64 start, uint64 end, PyrSink sink, void *arg)
 		return;
 	}
 
-	copy = palloc(COPY_BYTES);
+	copy = palloc(Min(end - start, COPY_BYTES));
 	seek(start);
 	while (start < end)
 	{
@@ -265,6 +265,23 @@ first_start(uint64 place)
 			n = mid;
 	}
 	return low;
+}
+
+/*
+ * Where what was written at that place comes: there, or, if it was moved,
+ * where that led it.
+ */
+uint64
+pyr_txbuffer_place(uint64 at)
+{
+	int			n = first_start(at);
+
+	while (n < buffer->nmoves && buffer->moves[n].start == at)
+	{
+		at = buffer->moves[n].before;
+		n = first_start(at);
+	}
+	return at;
 }
 
 /*
