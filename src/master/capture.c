@@ -9,16 +9,24 @@
  *
  * The order of changes.  The server calls row triggers after the statement,
  * and finishes nested statements, their triggers included, before it goes on
- * with the outer statement's.  So when a trigger of the application changes a
- * row whose own trigger call is still to come, we see the later change first.
- * Both tell what happened to one row, and applying them the wrong way round
- * would lose the row or resurrect an old value.  It is recognized: the later
- * change replaces a row version that this transaction created, by a command of
- * which no trigger was called yet, or whose triggers are just being called.
- * We remember that version, and when the call that tells of its creation
- * comes, that change is moved before the one that needs it (txbuffer.c).  Log
- * triggers are named to fire first, so in the common case (a trigger changes
- * the very row it was called for) nothing has to be moved.
+ * with the outer statement's.  So when a trigger of the application (or a
+ * function that the statement calls) changes a row whose own trigger call is
+ * still to come, we see the later change first.  Both tell what happened to
+ * one row, and applying them the wrong way round would lose the row or
+ * resurrect an old value.  So whenever a row version is replaced that a
+ * command of the running client message created, whose triggers may thus
+ * still be being called, we remember that version and the place of the
+ * change.  When the call comes that tells of the version's creation, that
+ * change is moved before the one that needs it (txbuffer.c).  A version is
+ * known by its table, its place there and the command that made it, which
+ * no other version of this transaction ever shares.
+ *
+ * Also without a row in common, a nested change can build on one that we see
+ * later: it takes a key that the outer statement has set free.  All that a
+ * statement did was done before the first of its AFTER triggers is called; so
+ * a change that sets a unique value free is moved before the first change of
+ * the same table that takes one and was captured, deeper down, since those
+ * triggers began to be called.
  *
  *-------------------------------------------------------------------------
  */
@@ -53,56 +61,57 @@
 PG_FUNCTION_INFO_V1(py_log_replica);
 
 /* trigger nesting that we keep an eye on; deeper ones count as the deepest */
-#define MAX_DEPTH	16
+#define MAX_DEPTH	32
 
-/* a row version whose creation has not been captured yet */
+/* the first change of a table that took a unique value */
+typedef struct Taken
+{
+	Oid			relid;
+	uint64		place;
+} Taken;
+
+/* a command whose triggers are being called, and what was taken meanwhile */
+typedef struct Firing
+{
+	bool		is_known;
+	CommandId	cid;
+	int			ntaken;
+	int			maxtaken;
+	Taken	   *taken;
+} Firing;
+
+/* a row version whose creation may not have been captured yet */
 typedef struct VersionKey
 {
 	Oid			relid;
 	ItemPointerData tid;
 	uint16		unused;			/* keys are compared as bytes */
+	CommandId	created_by;
 } VersionKey;
 
 typedef struct Version
 {
 	VersionKey	key;
-	CommandId	creator;		/* the command that made it */
-	uint64		noted_at;		/* where the changes ended then */
-	uint64		replaced_at;	/* where the change that replaced it is, or
-								 * NOT_YET */
-	VersionKey	stands_for;		/* the version itself, or an earlier one that
-								 * it equals */
+	uint64		replaced_at;	/* the change that replaced it is there or
+								 * behind */
+	uint64		noted;			/* number of this note */
 } Version;
-
-#define NOT_YET	PG_UINT64_MAX
-
-/* so many commands' bits are kept in one piece of memory */
-#define COMMANDS_PER_PAGE	32768
-
-typedef struct CommandPage
-{
-	uint32		number;			/* hash key */
-	uint8		bits[COMMANDS_PER_PAGE / 8];
-} CommandPage;
 
 /*
  * The order of the running transaction's changes.
  */
 static struct
 {
-	CommandId	firing[MAX_DEPTH];	/* command whose triggers are being called,
-									 * by depth; the first is for depth 1 */
-	VersionKey	current[MAX_DEPTH]; /* version whose creation was captured
-									 * last, likewise */
-	Oid			relid[MAX_DEPTH];	/* table captured last, likewise */
-	uint64		nested[MAX_DEPTH];	/* first change that such a trigger made
-									 * to that table, plus 1; 0: none */
-	uint64		seen;			/* commands of which a trigger was called, a
-								 * bit each for the first 64 */
-	HTAB	   *seen_later;		/* CommandPage, for the others */
+	bool		has_begun;
+	TimestampTz message;		/* the client message being worked on */
+	CommandId	first;			/* commands before this one belong to earlier
+								 * messages; they are done, triggers and all */
+	CommandId	next;			/* follows the latest command captured */
+	VersionKey	created;		/* creation captured last */
+	uint64		notes;			/* so many were made */
 	HTAB	   *pending;		/* Version; NULL if there never was one */
-	bool		has_firing_creators;	/* some pending version's creator had
-										 * been seen */
+	Firing		firing[MAX_DEPTH];	/* by trigger depth, the first is for 1 */
+	int			depth;			/* of the change being captured, from 0 */
 }			order;
 
 /*
@@ -340,113 +349,6 @@ append_change(PyrRelInfo *info, PyrVerb verb, Bitmapset *set,
 		AtEOXact_GUC(true, nestlevel);
 }
 
-static uint8 *
-command_bits(CommandId cid, bool create)
-{
-	uint32		number = cid / COMMANDS_PER_PAGE;
-	CommandPage *page;
-	bool		found;
-
-	if (order.seen_later == NULL)
-	{
-		HASHCTL		ctl = {0};
-
-		if (!create)
-			return NULL;
-		ctl.keysize = sizeof(uint32);
-		ctl.entrysize = sizeof(CommandPage);
-		ctl.hcxt = TopTransactionContext;
-		order.seen_later = hash_create("pyreplica commands", 16, &ctl,
-									   HASH_ELEM | HASH_BLOBS | HASH_CONTEXT);
-	}
-	page = hash_search(order.seen_later, &number,
-					   create ? HASH_ENTER : HASH_FIND, &found);
-	if (page == NULL)
-		return NULL;
-	if (!found)
-		memset(page->bits, 0, sizeof(page->bits));
-	return &page->bits[cid % COMMANDS_PER_PAGE / 8];
-}
-
-/* at which place of order's arrays */
-static int
-level_of(int depth)
-{
-	return Min(depth, MAX_DEPTH) - 1;
-}
-
-static bool
-is_seen(CommandId cid)
-{
-	uint8	   *bits;
-
-	if (cid < 64)
-		return (order.seen & (UINT64CONST(1) << cid)) != 0;
-	bits = command_bits(cid, false);
-	return bits != NULL && (*bits & (1 << cid % 8)) != 0;
-}
-
-/*
- * Whether that command of our transaction has done something that we have not
- * been told of yet: none of its triggers was called, or they are just being
- * called.
- */
-static bool
-is_unfinished(CommandId cid, int depth)
-{
-	for (int i = 0; i < level_of(depth); i++)
-	{
-		if (order.firing[i] == cid)
-			return true;
-	}
-	return !is_seen(cid);
-}
-
-/*
- * Forgets pending versions: those of a table, or (relid invalid) those made by
- * commands that are finished.
- */
-static void
-forget_versions(Oid relid)
-{
-	HASH_SEQ_STATUS status;
-	Version    *version;
-
-	if (order.pending == NULL)
-		return;
-	hash_seq_init(&status, order.pending);
-	while ((version = hash_seq_search(&status)) != NULL)
-	{
-		if (OidIsValid(relid) ? version->key.relid == relid
-			: is_seen(version->creator))
-			hash_search(order.pending, &version->key, HASH_REMOVE, NULL);
-	}
-}
-
-/*
- * A trigger of that command is being called.
- */
-static void
-note_command(CommandId cid, int depth)
-{
-	int			level = level_of(depth);
-
-	if (order.firing[level] == cid)
-		return;
-	if (level == 0 && order.has_firing_creators)
-	{
-		/* a new statement: the one before is done, and what it nested */
-		order.has_firing_creators = false;
-		forget_versions(InvalidOid);
-	}
-	order.firing[level] = cid;
-	order.nested[level] = 0;
-	if (cid < 64)
-		order.seen |= UINT64CONST(1) << cid;
-	else
-		*command_bits(cid, true) |= 1 << cid % 8;
-}
-
 static VersionKey
 version_key(HeapTuple tuple)
 {
@@ -455,14 +357,57 @@ version_key(HeapTuple tuple)
 	memset(&key, 0, sizeof(key));
 	key.relid = tuple->t_tableOid;
 	key.tid = tuple->t_self;
+	key.created_by = HeapTupleHeaderGetCmin(tuple->t_data);
 	return key;
 }
 
-static Version *
-enter_version(VersionKey key, CommandId creator)
+/*
+ * A change is being captured: notices where a client message begins.  The
+ * statements of earlier ones are done.
+ */
+static void
+note_message(void)
 {
+	TimestampTz message = GetCurrentStatementStartTimestamp();
+
+	if (order.has_begun && order.message == message)
+		return;
+	order.has_begun = true;
+	order.message = message;
+	order.first = order.next;
+
+	/* nothing of theirs is still to come */
+	if (order.pending != NULL)
+		hash_destroy(order.pending);
+	order.pending = NULL;
+}
+
+static void
+note_command(CommandId cid)
+{
+	order.next = Max(order.next, cid + 1);
+}
+
+/*
+ * A row version was replaced: remember the place if the version's own
+ * creation may still have to be captured.
+ */
+static void
+note_replaced(HeapTuple old, uint64 place)
+{
+	VersionKey	key;
 	Version    *version;
 	bool		found;
+
+	if (!TransactionIdIsCurrentTransactionId(HeapTupleHeaderGetXmin(old->t_data)))
+		return;
+	key = version_key(old);
+	if (key.created_by < order.first)
+		return;
+
+	/* the common case: a trigger changes the row that it was called for */
+	if (memcmp(&key, &order.created, sizeof(key)) == 0)
+		return;
 
 	if (order.pending == NULL)
 	{
@@ -475,190 +420,185 @@ enter_version(VersionKey key, CommandId creator)
 									HASH_ELEM | HASH_BLOBS | HASH_CONTEXT);
 	}
 	version = hash_search(order.pending, &key, HASH_ENTER, &found);
-	if (!found)
-	{
-		version->creator = creator;
-		version->noted_at = pyr_txbuffer_size();
-		version->replaced_at = NOT_YET;
-		version->stands_for = key;
-	}
-	if (is_seen(creator))
-		order.has_firing_creators = true;
-	return version;
+	version->replaced_at = place;
+	version->noted = order.notes++;
 }
 
 /*
- * The version, if its creation is still to be captured, or another one of
- * which that is true and that it equals; and the command that made it.
+ * A row version's creation has been captured, at place: true if the version
+ * has been replaced already, with *before where.
  */
 static bool
-find_pending(HeapTuple tuple, int depth, VersionKey *key, CommandId *creator)
+note_created(HeapTuple new, uint64 *before)
 {
-	Version    *version = NULL;
-	int			level = level_of(depth);
-
-	if (!TransactionIdIsCurrentTransactionId(HeapTupleHeaderGetXmin(tuple->t_data)))
-		return false;
-
-	*key = version_key(tuple);
-	*creator = HeapTupleHeaderGetCmin(tuple->t_data);
-
-	/* the row that the trigger around us was called for */
-	if (level > 0 &&
-		memcmp(key, &order.current[level - 1], sizeof(VersionKey)) == 0)
-		return false;
-
-	if (order.pending != NULL)
-		version = hash_search(order.pending, key, HASH_FIND, NULL);
-	if (version != NULL)
-	{
-		*key = version->stands_for;
-		*creator = version->creator;
-		return true;
-	}
-	return is_unfinished(*creator, depth);
-}
-
-/*
- * A row version was replaced: remember the place if the version's own
- * creation is still to be captured.
- */
-static void
-note_replaced(HeapTuple old, uint64 place, int depth)
-{
-	VersionKey	key;
-	CommandId	creator;
-
-	if (find_pending(old, depth, &key, &creator))
-		enter_version(key, creator)->replaced_at = place;
-}
-
-/*
- * A new version equals the old one, so it is not logged: what replaces it
- * replaces the old one.
- */
-static void
-note_touched(HeapTuple old, HeapTuple new, int depth)
-{
-	VersionKey	key;
-	CommandId	creator;
-
-	if (find_pending(old, depth, &key, &creator))
-		enter_version(version_key(new), creator)->stands_for = key;
-}
-
-/*
- * A change to a table, from start to the buffer's end, of a command whose
- * triggers are being called.  The command had done all of its work before the
- * first of them was; so the change comes before those that its triggers made
- * to the same table, which may for instance have taken a key that it set free.
- * Returns before which change it has to come, or NOT_YET.
- */
-static uint64
-note_change(Oid relid, CommandId cid, uint64 start, int depth)
-{
-	int			level = level_of(depth);
-	uint64		before = NOT_YET;
-
-	note_command(cid, depth);
-	if (order.nested[level] != 0 && order.relid[level] == relid)
-		before = order.nested[level] - 1;
-	order.relid[level] = relid;
-
-	for (int i = 0; i < level; i++)
-	{
-		if (order.nested[i] == 0 && order.relid[i] == relid)
-			order.nested[i] = start + 1;
-	}
-	return before;
-}
-
-/*
- * A row version's creation has been captured: if the version has been replaced
- * already, that comes later.  Returns before which change it has to come, or
- * NOT_YET.
- */
-static uint64
-note_created(HeapTuple new, int depth)
-{
-	VersionKey	key = version_key(new);
 	Version    *version;
-	uint64		before;
 
-	order.current[level_of(depth)] = key;
+	order.created = version_key(new);
 	if (order.pending == NULL || hash_get_num_entries(order.pending) == 0)
-		return NOT_YET;
+		return false;
 
-	version = hash_search(order.pending, &key, HASH_FIND, NULL);
+	version = hash_search(order.pending, &order.created, HASH_FIND, NULL);
 	if (version == NULL)
-		return NOT_YET;
-
-	before = version->replaced_at;
-	hash_search(order.pending, &key, HASH_REMOVE, NULL);
-	return before;
+		return false;
+	*before = version->replaced_at;
+	hash_search(order.pending, &order.created, HASH_REMOVE, NULL);
+	return true;
 }
 
 /*
- * The one of two changes to come before that includes coming before the other.
- * In doubt, that is the one that was moved to the other itself.
+ * A row of that command is being captured.
+ */
+static void
+note_firing(CommandId cid)
+{
+	Firing	   *firing;
+
+	order.depth = Min(DatumGetInt32(pg_trigger_depth(NULL)), MAX_DEPTH) - 1;
+	firing = &order.firing[order.depth];
+	if (firing->is_known && firing->cid == cid)
+		return;
+	firing->is_known = true;
+	firing->cid = cid;
+	firing->ntaken = 0;
+}
+
+/*
+ * The change at place took a unique value of the table, after everything that
+ * the outer commands did.
+ */
+static void
+note_taken(Oid relid, uint64 place)
+{
+	for (int depth = 0; depth < order.depth; depth++)
+	{
+		Firing	   *firing = &order.firing[depth];
+		int			i = 0;
+
+		if (!firing->is_known)
+			continue;
+		while (i < firing->ntaken && firing->taken[i].relid != relid)
+			i++;
+		if (i < firing->ntaken)
+			continue;
+		if (firing->taken == NULL)
+		{
+			firing->maxtaken = 8;
+			firing->taken = MemoryContextAlloc(TopTransactionContext,
+											   firing->maxtaken * sizeof(Taken));
+		}
+		else if (firing->ntaken == firing->maxtaken)
+		{
+			firing->maxtaken *= 2;
+			firing->taken = repalloc(firing->taken,
+									 firing->maxtaken * sizeof(Taken));
+		}
+		firing->taken[firing->ntaken++] = (Taken) {
+			relid, place
+		};
+	}
+}
+
+/*
+ * Where the first change is that may have taken what this command of the table
+ * had set free; "place" if there is none.
  */
 static uint64
-earlier(uint64 version, uint64 nested)
+taken_before(Oid relid, uint64 place)
 {
-	if (version == NOT_YET || nested == NOT_YET)
-		return Min(version, nested);
-	return pyr_txbuffer_place(version) <= pyr_txbuffer_place(nested)
-		? version : nested;
+	Firing	   *firing = &order.firing[order.depth];
+
+	for (int i = 0; i < firing->ntaken; i++)
+	{
+		if (firing->taken[i].relid == relid)
+			return firing->taken[i].place;
+	}
+	return place;
+}
+
+/*
+ * The change from start to the buffer's end is complete; it belongs before
+ * the given place, if that is earlier.
+ */
+static void
+put_before(uint64 start, uint64 before)
+{
+	if (before < start)
+		pyr_txbuffer_move(start, pyr_txbuffer_size(), before);
+}
+
+static void
+capture_insert(TriggerData *trigdata, PyrRelInfo *info)
+{
+	HeapTuple	row = trigdata->tg_trigtuple;
+	uint64		start = pyr_txbuffer_size();
+	uint64		before = start;
+
+	note_firing(HeapTupleHeaderGetCmin(row->t_data));
+	append_change(info, PYR_INSERT, info->but_key,
+				  trigdata->tg_trigslot, trigdata->tg_trigslot);
+	(void) note_created(row, &before);
+	put_before(start, before);
+	note_taken(info->relid, start);
+	note_command(HeapTupleHeaderGetCmin(row->t_data));
+}
+
+static void
+capture_update(TriggerData *trigdata, PyrRelInfo *info)
+{
+	HeapTuple	new = trigdata->tg_newtuple;
+	uint64		start = pyr_txbuffer_size();
+	uint64		before = start;
+	Bitmapset  *changed;
+
+	note_firing(HeapTupleHeaderGetCmin(new->t_data));
+	changed = changed_columns(info, trigdata->tg_trigslot,
+							  trigdata->tg_newslot);
+	(void) note_created(new, &before);
+	if (bms_is_empty(changed))
+	{
+		/*
+		 * One version is as good as the other: what replaced the new one, or
+		 * will do so, also comes after the old one's creation.
+		 */
+		note_replaced(trigdata->tg_trigtuple, before);
+		return;
+	}
+
+	append_change(info, PYR_UPDATE, changed,
+				  trigdata->tg_trigslot, trigdata->tg_newslot);
+	if (bms_overlap(changed, info->unique))
+	{
+		before = Min(before, taken_before(info->relid, start));
+		note_taken(info->relid, start);
+	}
+	put_before(start, before);
+	note_replaced(trigdata->tg_trigtuple, start);
+	note_command(HeapTupleHeaderGetCmin(new->t_data));
+}
+
+static void
+capture_delete(TriggerData *trigdata, PyrRelInfo *info)
+{
+	HeapTuple	row = trigdata->tg_trigtuple;
+	uint64		start = pyr_txbuffer_size();
+
+	note_firing(HeapTupleHeaderGetCmax(row->t_data));
+	append_change(info, PYR_DELETE, NULL, trigdata->tg_trigslot, NULL);
+	put_before(start, taken_before(info->relid, start));
+	note_replaced(row, start);
+	note_command(HeapTupleHeaderGetCmax(row->t_data));
 }
 
 static void
 capture_row(TriggerData *trigdata, PyrRelInfo *info)
 {
-	TriggerEvent event = trigdata->tg_event;
-	uint64		start = pyr_txbuffer_size();
-	int			depth = DatumGetInt32(pg_trigger_depth(NULL));
-	HeapTuple	old = NULL;
-	HeapTuple	new = NULL;
-	CommandId	cid;
-	uint64		before = NOT_YET;
-
-	if (TRIGGER_FIRED_BY_INSERT(event))
-	{
-		new = trigdata->tg_trigtuple;
-		append_change(info, PYR_INSERT, info->but_key,
-					  trigdata->tg_trigslot, trigdata->tg_trigslot);
-	}
-	else if (TRIGGER_FIRED_BY_UPDATE(event))
-	{
-		Bitmapset  *changed = changed_columns(info, trigdata->tg_trigslot,
-											  trigdata->tg_newslot);
-
-		old = trigdata->tg_trigtuple;
-		new = trigdata->tg_newtuple;
-		if (bms_is_empty(changed))
-		{
-			note_touched(old, new, depth);
-			note_command(HeapTupleHeaderGetCmin(new->t_data), depth);
-			return;
-		}
-		append_change(info, PYR_UPDATE, changed,
-					  trigdata->tg_trigslot, trigdata->tg_newslot);
-	}
+	note_message();
+	if (TRIGGER_FIRED_BY_INSERT(trigdata->tg_event))
+		capture_insert(trigdata, info);
+	else if (TRIGGER_FIRED_BY_UPDATE(trigdata->tg_event))
+		capture_update(trigdata, info);
 	else
-	{
-		old = trigdata->tg_trigtuple;
-		append_change(info, PYR_DELETE, NULL, trigdata->tg_trigslot, NULL);
-	}
-
-	if (new != NULL)
-		before = note_created(new, depth);
-	if (old != NULL)
-		note_replaced(old, start, depth);
-	cid = new != NULL ? HeapTupleHeaderGetCmin(new->t_data)
-		: HeapTupleHeaderGetCmax(old->t_data);
-	before = earlier(before, note_change(info->relid, cid, start, depth));
-	if (before != NOT_YET)
-		pyr_txbuffer_move(start, pyr_txbuffer_size(), before);
+		capture_delete(trigdata, info);
 }
 
 static void
@@ -700,11 +640,7 @@ py_log_replica(PG_FUNCTION_ARGS)
 	pyr_log_begin_change(trigdata->tg_trigger->tgfoid);
 
 	if (TRIGGER_FIRED_BY_TRUNCATE(trigdata->tg_event))
-	{
 		append_varint(pyr_log_shape(info, PYR_TRUNCATE, NULL));
-		/* versions will be at the same places again */
-		forget_versions(info->relid);
-	}
 	else
 		capture_row(trigdata, info);
 
@@ -712,26 +648,41 @@ py_log_replica(PG_FUNCTION_ARGS)
 }
 
 /*
- * Forgets what refers to changes past size, when a savepoint is rolled back.
+ * What pyr_capture_cut takes us back to.
+ */
+uint64
+pyr_capture_place(void)
+{
+	return order.notes;
+}
+
+/*
+ * Forgets what was noted since then, and what refers to changes past size,
+ * when a savepoint is rolled back.
  */
 void
-pyr_capture_cut(uint64 size)
+pyr_capture_cut(uint64 notes, uint64 size)
 {
 	HASH_SEQ_STATUS status;
 	Version    *version;
 
-	for (int i = 0; i < MAX_DEPTH; i++)
+	for (int depth = 0; depth < MAX_DEPTH; depth++)
 	{
-		if (order.nested[i] > size)
-			order.nested[i] = 0;
+		Firing	   *firing = &order.firing[depth];
+
+		for (int i = firing->ntaken - 1; i >= 0; i--)
+		{
+			if (firing->taken[i].place >= size)
+				firing->taken[i] = firing->taken[--firing->ntaken];
+		}
 	}
+
 	if (order.pending == NULL)
 		return;
 	hash_seq_init(&status, order.pending);
 	while ((version = hash_seq_search(&status)) != NULL)
 	{
-		if (version->noted_at > size ||
-			(version->replaced_at != NOT_YET && version->replaced_at >= size))
+		if (version->noted >= notes)
 			hash_search(order.pending, &version->key, HASH_REMOVE, NULL);
 	}
 }

@@ -8,7 +8,8 @@
 #ifndef PYR_CAPTURE_H
 #define PYR_CAPTURE_H
 
-extern void pyr_capture_cut(uint64 size);
+extern uint64 pyr_capture_place(void);
+extern void pyr_capture_cut(uint64 notes, uint64 size);
 extern void pyr_capture_end_transaction(void);
 
 #endif							/* PYR_CAPTURE_H */

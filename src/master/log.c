@@ -69,6 +69,7 @@ typedef struct Savepoint
 {
 	int			level;
 	uint64		size;
+	uint64		capture_place;
 	uint32		nshapes;
 	int			shapes_len;
 	struct Savepoint *outer;
@@ -127,6 +128,7 @@ pyr_log_begin_change(Oid function)
 									   sizeof(Savepoint));
 		savepoint->level = level;
 		savepoint->size = pyr_txbuffer_size();
+		savepoint->capture_place = pyr_capture_place();
 		savepoint->nshapes = state->nshapes;
 		savepoint->shapes_len = state->shapes.len;
 		savepoint->outer = state->savepoint;
@@ -292,7 +294,7 @@ cut_back(Savepoint *savepoint)
 	Shape	   *shape;
 
 	pyr_txbuffer_cut(savepoint->size);
-	pyr_capture_cut(savepoint->size);
+	pyr_capture_cut(savepoint->capture_place, savepoint->size);
 
 	if (state->nshapes == savepoint->nshapes)
 		return;

@@ -268,23 +268,6 @@ first_start(uint64 place)
 }
 
 /*
- * Where what was written at that place comes: there, or, if it was moved,
- * where that led it.
- */
-uint64
-pyr_txbuffer_place(uint64 at)
-{
-	int			n = first_start(at);
-
-	while (n < buffer->nmoves && buffer->moves[n].start == at)
-	{
-		at = buffer->moves[n].before;
-		n = first_start(at);
-	}
-	return at;
-}
-
-/*
  * Hands start..end to the sink, with what was moved into that range and
  * without what was moved out of it.  sorted are the moves by their target.
  * "own" is the move that is being followed, if any: its bytes stay.
