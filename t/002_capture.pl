@@ -94,13 +94,14 @@ $captured->(
 	'to NULL and from NULL are changes',
 	q{UPDATE t SET a = NULL, b = 5},
 	q{UPDATE public.t SET a=NULL, b='5' WHERE id='1'});
-$captured->('an UPDATE that changes nothing logs nothing',
+$captured->(
+	'an UPDATE that changes nothing logs nothing',
 	q{UPDATE t SET a = NULL, b = 5, c = 'c', id = 1});
 
-my $entries = $master->safe_psql('postgres',
-	'SELECT count(*) FROM replica_log');
+my $entries =
+  $master->safe_psql('postgres', 'SELECT count(*) FROM replica_log');
 $master->safe_psql('postgres', 'UPDATE t SET b = b; UPDATE pair SET z = z');
-is( $master->safe_psql('postgres', 'SELECT count(*) FROM replica_log'),
+is($master->safe_psql('postgres', 'SELECT count(*) FROM replica_log'),
 	$entries, 'not even an entry');
 
 $captured->(
@@ -111,11 +112,10 @@ $captured->(
 	'DELETE logs the key',
 	q{DELETE FROM pair},
 	q{DELETE FROM public.pair WHERE y='one' AND x='2'});
-$captured->(
-	'TRUNCATE is passed on',
-	q{TRUNCATE t},
+$captured->('TRUNCATE is passed on', q{TRUNCATE t},
 	q{TRUNCATE ONLY public.t});
-$captured->('a statement that touches no row logs nothing',
+$captured->(
+	'a statement that touches no row logs nothing',
 	q{DELETE FROM t WHERE false; UPDATE t SET a = 'x'});
 $tell->('all that has arrived', '');
 
@@ -224,14 +224,22 @@ story(
 	  INSERT INTO review SELECT i, 'review ' || i, 1 + i % 40, i % 10 FROM generate_series(1, 200) i;
 	  INSERT INTO part VALUES (1, NULL), (2, 1), (3, 2), (4, 3), (5, 4)},
 	@family);
-story($master, $slave, 'ON UPDATE CASCADE, of all keys at once',
+story(
+	$master, $slave,
+	'ON UPDATE CASCADE, of all keys at once',
 	'UPDATE author SET id = id + 100 WHERE id > 0', @family);
-story($master, $slave, 'ON DELETE CASCADE, SET NULL and SET DEFAULT',
+story(
+	$master, $slave,
+	'ON DELETE CASCADE, SET NULL and SET DEFAULT',
 	'DELETE FROM author WHERE id IN (103, 105, 106)', @family);
-story($master, $slave, 'a cascade over two tables from below',
+story(
+	$master, $slave,
+	'a cascade over two tables from below',
 	'UPDATE book SET id = id + 1000; DELETE FROM book WHERE id % 3 = 0',
 	@family);
-story($master, $slave, 'a table that refers to itself',
+story(
+	$master, $slave,
+	'a table that refers to itself',
 	'UPDATE part SET id = 20 WHERE id = 2; DELETE FROM part WHERE id = 3',
 	@family);
 story(
@@ -243,7 +251,8 @@ story(
 	  INSERT INTO part VALUES (30, NULL);
 	  COMMIT}, @family);
 story(
-	$master, $slave, 'TRUNCATE of tables that refer to one another',
+	$master, $slave,
+	'TRUNCATE of tables that refer to one another',
 	'TRUNCATE author, book, review', @family);
 story(
 	$master, $slave, 'TRUNCATE CASCADE',
@@ -256,7 +265,8 @@ story(
 # ------------------------------------------------------------------
 
 $clean_up->();
-$trigger->('BEFORE INSERT OR UPDATE ON t',
+$trigger->(
+	'BEFORE INSERT OR UPDATE ON t',
 	q{NEW.a := upper(NEW.a); NEW.b := coalesce(NEW.b, 0) + 1;});
 $tell->(
 	'a BEFORE trigger that alters the row',
@@ -320,7 +330,8 @@ my $before = q{BEGIN; INSERT INTO audit (what) VALUES ('to begin with');
 	INSERT INTO audit (what) VALUES ('and again');};
 
 $clean_up->();
-$trigger->('AFTER INSERT ON t',
+$trigger->(
+	'AFTER INSERT ON t',
 	q{UPDATE t SET a = a || ' seen by ' || NEW.id WHERE id = NEW.id + 1;});
 $tell->(
 	'a trigger for one row changes the next one',
@@ -328,7 +339,8 @@ $tell->(
 );
 
 $clean_up->();
-$trigger->('AFTER INSERT ON t',
+$trigger->(
+	'AFTER INSERT ON t',
 	q{UPDATE t SET a = a || ' seen by ' || NEW.id WHERE id <> NEW.id;});
 $tell->(
 	'a trigger for each row changes all others',
@@ -347,7 +359,8 @@ $tell->(
 	   $before UPDATE t SET a = a || '!'; COMMIT});
 
 $clean_up->();
-$trigger->('AFTER INSERT OR UPDATE ON t',
+$trigger->(
+	'AFTER INSERT OR UPDATE ON t',
 	q{DELETE FROM t WHERE id = NEW.id + 1;});
 $tell->(
 	'a trigger deletes a later row',
@@ -355,7 +368,8 @@ $tell->(
 	   $before UPDATE t SET a = a || '!'; COMMIT});
 
 $clean_up->();
-$trigger->('AFTER INSERT ON t',
+$trigger->(
+	'AFTER INSERT ON t',
 	q{UPDATE t SET id = id + 100 WHERE id = NEW.id + 1;});
 $tell->(
 	'a trigger changes the key of a later row',
@@ -451,9 +465,7 @@ $tell->(
 
 # A BEFORE trigger, too, sees rows of its own statement.
 $clean_up->();
-$trigger->(
-	'BEFORE INSERT ON u',
-	'DELETE FROM u WHERE name = NEW.name;');
+$trigger->('BEFORE INSERT ON u', 'DELETE FROM u WHERE name = NEW.name;');
 $tell->(
 	'a BEFORE trigger that makes room for the row',
 	qq{INSERT INTO u VALUES (1, 'one'), (2, 'two');
@@ -516,8 +528,7 @@ $tell->(
 
 # The places of rows are used again after a TRUNCATE.
 $clean_up->();
-$trigger->('AFTER INSERT ON t',
-	q{UPDATE t SET b = 1 WHERE id <= NEW.id;});
+$trigger->('AFTER INSERT ON t', q{UPDATE t SET b = 1 WHERE id <= NEW.id;});
 $tell->(
 	'rows changed by triggers, TRUNCATE, and rows again',
 	qq{$before
@@ -588,8 +599,8 @@ foreach my $changes (0 .. 15)
 {
 	foreach my $ends (0 .. 7)
 	{
-		my $id = 1000 + (@mixes * 10);
-		my $sql = "BEGIN;\n";
+		my $id     = 1000 + (@mixes * 10);
+		my $sql    = "BEGIN;\n";
 		my $change = sub {
 			my ($level, $n) = @_;
 			return $changes & (1 << $level)
@@ -691,7 +702,8 @@ $tell->('a procedure that commits and rolls back', 'CALL in_pieces()');
 
 # Changes that were put into order, and then taken back.
 $clean_up->();
-$trigger->('AFTER INSERT ON t',
+$trigger->(
+	'AFTER INSERT ON t',
 	q{UPDATE t SET a = a || ' seen by ' || NEW.id WHERE id <> NEW.id;});
 $tell->(
 	'rows changed by triggers before their time, rolled back, and again',
@@ -779,7 +791,8 @@ story(
 	't', 'hidden');
 is( $master->safe_psql(
 		'postgres',
-		"SELECT DISTINCT username FROM replica_log_sql WHERE commitno >= $mark"),
+		"SELECT DISTINCT username FROM replica_log_sql WHERE commitno >= $mark"
+	),
 	'writer',
 	'the log names the session\'s user');
 story(
@@ -790,8 +803,8 @@ story(
 	  SET search_path = trap, public;
 	  INSERT INTO t VALUES (62, 'with a trap')}, 't');
 
-is(status_value($slave, 'errors'), $master->safe_psql('postgres', 'SELECT 0'),
-	'no error all the way')
-  or diag(status($slave));
+is( status_value($slave, 'errors'),
+	$master->safe_psql('postgres', 'SELECT 0'),
+	'no error all the way') or diag(status($slave));
 
 done_testing();

@@ -120,8 +120,8 @@ SQL
 
 foreach my $seed ($first .. $first + $stories - 1)
 {
-	my $sql = 'SELECT setseed(' . ($seed % 1000 / 1000) . ");\n"
-	  . "TRUNCATE t, u;\n";
+	my $sql =
+	  'SELECT setseed(' . ($seed % 1000 / 1000) . ");\n" . "TRUNCATE t, u;\n";
 	srand($seed);
 	foreach (1 .. 5)
 	{
@@ -131,10 +131,10 @@ foreach my $seed ($first .. $first + $stories - 1)
 		{
 			my $what = rand();
 			$sql .=
-				$what < 0.1 ? "SAVEPOINT s;\n"
+				$what < 0.1                   ? "SAVEPOINT s;\n"
 			  : $what < 0.2 && $has_savepoint ? "ROLLBACK TO s;\n"
-			  : $what < 0.23 ? "TRUNCATE t;\n"
-			  :   "SELECT something(true);\n";
+			  : $what < 0.23                  ? "TRUNCATE t;\n"
+			  :                                 "SELECT something(true);\n";
 			$has_savepoint ||= $what < 0.1;
 		}
 		$sql .= "COMMIT;\n";
@@ -147,6 +147,7 @@ foreach my $seed ($first .. $first + $stories - 1)
 cmp_ok(
 	$master->safe_psql(
 		'postgres', q(SELECT count(DISTINCT operation) FROM replica_log_sql)),
-	'==', 4, 'and all kinds of things did happen');
+	'==', 4,
+	'and all kinds of things did happen');
 
 done_testing();
