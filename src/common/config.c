@@ -42,6 +42,13 @@ int			keepalive_ms = 60 * 1000;
  */
 int			window_memory_kb = 16 * 1024;
 
+/*
+ * Slave: how a window is applied (PyrApplyMode).  "auto" applies the net effect
+ * of each row, in sets, and falls back to strict order where that cannot be
+ * done; "strict" applies every change by itself, in the master's order.
+ */
+int			apply_mode = PYR_APPLY_AUTO;
+
 /* Slave: ceiling of the growing pause before a failed thing is tried again. */
 int			retry_interval_max_ms = 30 * 1000;
 
@@ -59,6 +66,12 @@ int			capture_memory_kb = 16 * 1024;
  * ones before can be emptied as a whole.
  */
 int			log_rotate_size_kb = 64 * 1024;
+
+static const struct config_enum_entry apply_mode_options[] = {
+	{"auto", PYR_APPLY_AUTO, false},
+	{"strict", PYR_APPLY_STRICT, false},
+	{NULL, 0, false}
+};
 
 /*
  * pyreplica.master_conninfo may hold a password, and the server writes new
@@ -218,6 +231,15 @@ pyr_config_define(void)
 							PGC_SIGHUP,
 							GUC_UNIT_KB,
 							NULL, NULL, NULL);
+
+	DefineCustomEnumVariable("pyreplica.apply_mode",
+							 "Applies changes in sets where possible, or one by one in strict order.",
+							 NULL,
+							 &apply_mode,
+							 PYR_APPLY_AUTO, apply_mode_options,
+							 PGC_SIGHUP,
+							 0,
+							 NULL, NULL, NULL);
 
 	DefineCustomIntVariable("pyreplica.retry_interval_max",
 							"Longest pause before something that failed is tried again.",

@@ -8,6 +8,12 @@
 #ifndef PYR_CONFIG_H
 #define PYR_CONFIG_H
 
+typedef enum PyrApplyMode
+{
+	PYR_APPLY_AUTO,				/* sets; strict order where needed */
+	PYR_APPLY_STRICT			/* one change at a time, in order */
+} PyrApplyMode;
+
 /* master */
 extern int	capture_memory_kb;
 extern int	log_rotate_size_kb;
@@ -18,6 +24,7 @@ extern char *replica_database;
 extern bool replica_enabled;
 extern int	keepalive_ms;
 extern int	window_memory_kb;
+extern int	apply_mode;
 extern int	retry_interval_max_ms;
 extern bool log_statements;
 
