@@ -23,7 +23,9 @@ OBJS = \
 	src/master/txbuffer.o \
 	src/master/capture.o \
 	src/master/log.o \
+	src/master/place.o \
 	src/master/writer.o \
+	src/master/reader.o \
 	src/slave/status.o \
 	src/slave/launcher.o \
 	src/slave/worker.o \

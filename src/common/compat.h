@@ -30,6 +30,20 @@
 	index_insert(index, values, isnull, tid, heap, UNIQUE_CHECK_NO, info)
 #endif
 
+/* 18 added a place for statistics; ours have none, and order by nothing */
+#if PG_VERSION_NUM >= 180000
+#define pyr_index_beginscan(heap, index, snapshot, nkeys) \
+	index_beginscan(heap, index, snapshot, NULL, nkeys, 0)
+#else
+#define pyr_index_beginscan(heap, index, snapshot, nkeys) \
+	index_beginscan(heap, index, snapshot, nkeys, 0)
+#endif
+
+/* 15 settled on strtou64 */
+#if PG_VERSION_NUM < 150000
+#define strtou64(str, endptr, base) pg_strtouint64(str, endptr, base)
+#endif
+
 /*
  * A set-returning function that fills a tuplestore: InitMaterializedSRF since
  * 15, by hand before.

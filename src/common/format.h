@@ -36,12 +36,34 @@
  * every server version); 0 means the type's text output.  All text is in the
  * encoding of the master's database.
  *
+ * What a slave fetches, a window, comes in blocks, the values that
+ * py_log_fetch returns.  The first is the head, all others hold entries:
+ *
+ *	head	:= version:int4 flags:int4 wal:int8 snapshot
+ *	block	:= entry*
+ *	entry	:= commitno:int8 xid:int8 at:int8 part:int4 length:int4 bytes
+ *
+ * Integers are in network byte order, as their types' send functions write
+ * them; so SQL can make blocks as well.  "snapshot" is where the window ends,
+ * as text, and "wal" is how far the master's write-ahead log was safe then.
+ * "at" is a timestamptz, and "bytes" are what the entry has in "changes".
+ * Entries come in the order of (commitno, xid, part), and one is never divided
+ * between blocks.
+ *
  *-------------------------------------------------------------------------
  */
 #ifndef PYR_FORMAT_H
 #define PYR_FORMAT_H
 
 #define PYR_FORMAT_VERSION		1
+
+/* of a window */
+#define PYR_WINDOW_VERSION		1
+#define PYR_WINDOW_COMPLETE		0x01	/* ends at the present, not a mark */
+#define PYR_WINDOW_PREPARED		0x02	/* the master has prepared transactions;
+										 * told if there is nothing else */
+#define PYR_HEAD_BYTES			16	/* before the snapshot */
+#define PYR_ENTRY_HEAD_BYTES	32	/* before an entry's bytes */
 
 typedef enum PyrVerb
 {

@@ -31,18 +31,15 @@
 #include "access/xlog.h"
 #include "access/xlog_internal.h"
 #include "catalog/index.h"
-#include "commands/sequence.h"
 #include "common/compat.h"
 #include "common/hashfn.h"
 #include "executor/executor.h"
+#include "master/place.h"
 #include "master/writer.h"
 #include "miscadmin.h"
 #include "nodes/execnodes.h"
-#include "storage/bufmgr.h"
 #include "utils/builtins.h"
 #include "utils/fmgrprotos.h"
-#include "utils/inval.h"
-#include "utils/lsyscache.h"
 #include "utils/pg_lsn.h"
 #include "utils/rel.h"
 #include "utils/snapmgr.h"
@@ -68,37 +65,9 @@ PG_FUNCTION_INFO_V1(py_log_flush);
 /* more than this is inserted with a ring of buffers of its own */
 #define BULK_BYTES		(16 * BLCKSZ)
 
-#define INNER_TABLES	3
-
-/* the columns of replica_log, in order */
-enum
-{
-	COL_COMMITNO,
-	COL_XID,
-	COL_AT,
-	COL_PART,
-	COL_USERNAME,
-	COL_SNAPSHOT,
-	COL_CHANGES,
-	NCOLS
-};
-
-/*
- * Where the log is, looked up once and again when something about it changed.
- */
-static struct
-{
-	bool		valid;
-	Oid			schema;
-	Oid			current;		/* the sequence that tells the inner table */
-	int			number;			/* which it tells, from 0 */
-	Oid			tables[INNER_TABLES];
-	Oid			xid_indexes[INNER_TABLES];
-	Oid			mark_indexes[INNER_TABLES];
-}			place;
-
 struct PyrWriter
 {
+	const PyrPlace *place;
 	Relation	table;
 	int			number;			/* of the inner table, from 0 */
 	BulkInsertState bulk;
@@ -107,103 +76,16 @@ struct PyrWriter
 	int			len;
 	int			room;
 	int32		part;
-	Datum		values[NCOLS];
-	bool		isnull[NCOLS];
+	Datum		values[PYR_NCOLS];
+	bool		isnull[PYR_NCOLS];
 };
-
-static void
-relcache_callback(Datum arg pg_attribute_unused(), Oid relid)
-{
-	bool		ours = relid == InvalidOid || relid == place.current;
-
-	for (int i = 0; i < INNER_TABLES; i++)
-		ours = ours || relid == place.tables[i] ||
-			relid == place.xid_indexes[i] || relid == place.mark_indexes[i];
-	if (ours)
-		place.valid = false;
-}
-
-/*
- * The inner table that entries go to now, from 0.  Its number is the value of
- * a sequence, which py_log_rotate alters, so that every session hears of it.
- * Hearing late does no harm: an entry is found whichever table it is in, and a
- * table is emptied only when everything in it has been passed by every slave.
- */
-static int
-current_inner_table(void)
-{
-	Relation	sequence;
-	Buffer		buffer;
-	Page		page;
-	HeapTupleData tuple;
-	int64		number;
-
-	sequence = relation_open(place.current, AccessShareLock);
-	buffer = ReadBuffer(sequence, 0);
-	LockBuffer(buffer, BUFFER_LOCK_SHARE);
-	page = BufferGetPage(buffer);
-	tuple.t_data = (HeapTupleHeader)
-		PageGetItem(page, PageGetItemId(page, FirstOffsetNumber));
-	number = ((Form_pg_sequence_data) GETSTRUCT(&tuple))->last_value;
-	UnlockReleaseBuffer(buffer);
-	relation_close(sequence, AccessShareLock);
-
-	return (int) Max(0, Min(number - 1, INNER_TABLES - 1));
-}
-
-/*
- * Finds the log in the schema; false: it is not there (any more).
- */
-static bool
-find_log(Oid schema)
-{
-	static bool is_callback_registered = false;
-	bool		is_complete;
-
-	if (place.valid && place.schema == schema)
-		return true;
-
-	if (!is_callback_registered)
-		CacheRegisterRelcacheCallback(relcache_callback, (Datum) 0);
-	is_callback_registered = true;
-
-	place.valid = true;			/* invalidation may come while we look */
-	place.schema = schema;
-	place.current = get_relname_relid("replica_log_current", schema);
-	is_complete = OidIsValid(place.current);
-	for (int i = 0; i < INNER_TABLES; i++)
-	{
-		place.tables[i] =
-			get_relname_relid(psprintf("replica_log_%d", i + 1), schema);
-		place.xid_indexes[i] =
-			get_relname_relid(psprintf("replica_log_%d_xid", i + 1), schema);
-		place.mark_indexes[i] =
-			get_relname_relid(psprintf("replica_log_%d_mark", i + 1), schema);
-		if (!OidIsValid(place.tables[i]) ||
-			!OidIsValid(place.xid_indexes[i]) ||
-			!OidIsValid(place.mark_indexes[i]))
-			is_complete = false;
-	}
-	if (!is_complete)
-	{
-		place.valid = false;
-		return false;
-	}
-
-	/*
-	 * If we are told of a change meanwhile, what we find is good enough for
-	 * now, but not for later.
-	 */
-	place.number = current_inner_table();
-	return true;
-}
 
 static void
 insert_index_entry(PyrWriter *writer, Oid indexoid, HeapTuple tuple)
 {
 	Relation	index = index_open(indexoid, RowExclusiveLock);
 
-	pyr_index_insert(index, &writer->values[COL_XID], &writer->isnull[COL_XID],
+	pyr_index_insert(index, &writer->values[PYR_COL_XID], &writer->isnull[PYR_COL_XID],
 					 &tuple->t_self, writer->table, writer->info);
 	index_close(index, RowExclusiveLock);
 }
@@ -219,21 +101,21 @@ finish_entry(PyrWriter *writer)
 	HeapTuple	tuple;
 
 	SET_VARSIZE(writer->piece, VARHDRSZ + writer->len);
-	writer->values[COL_PART] = Int32GetDatum(writer->part);
-	writer->values[COL_CHANGES] = PointerGetDatum(writer->piece);
+	writer->values[PYR_COL_PART] = Int32GetDatum(writer->part);
+	writer->values[PYR_COL_CHANGES] = PointerGetDatum(writer->piece);
 
 	tuple = heap_form_tuple(RelationGetDescr(writer->table),
 							writer->values, writer->isnull);
 	heap_insert(writer->table, tuple, GetCurrentCommandId(true), 0,
 				writer->bulk);
-	insert_index_entry(writer, place.xid_indexes[writer->number], tuple);
-	if (!writer->isnull[COL_SNAPSHOT])
-		insert_index_entry(writer, place.mark_indexes[writer->number], tuple);
+	insert_index_entry(writer, writer->place->xid_indexes[writer->number], tuple);
+	if (!writer->isnull[PYR_COL_SNAPSHOT])
+		insert_index_entry(writer, writer->place->mark_indexes[writer->number], tuple);
 	heap_freetuple(tuple);
 
 	/* only the first part tells what is true of all */
-	writer->isnull[COL_USERNAME] = true;
-	writer->isnull[COL_SNAPSHOT] = true;
+	writer->isnull[PYR_COL_USERNAME] = true;
+	writer->isnull[PYR_COL_SNAPSHOT] = true;
 	writer->part++;
 	writer->len = 0;
 	writer->room = ENTRY_BYTES;
@@ -285,8 +167,8 @@ maybe_mark(PyrWriter *writer, FullTransactionId fxid, uint64 size)
 	if (VARSIZE_ANY(DatumGetPointer(snapshot)) > MARK_BYTES_MAX)
 		return;
 
-	writer->values[COL_SNAPSHOT] = snapshot;
-	writer->isnull[COL_SNAPSHOT] = false;
+	writer->values[PYR_COL_SNAPSHOT] = snapshot;
+	writer->isnull[PYR_COL_SNAPSHOT] = false;
 	writer->room -= INTALIGN(VARSIZE_ANY(DatumGetPointer(snapshot))) +
 		MAXIMUM_ALIGNOF;
 }
@@ -301,34 +183,36 @@ maybe_mark(PyrWriter *writer, FullTransactionId fxid, uint64 size)
 PyrWriter *
 pyr_writer_begin(Oid schema, uint64 size)
 {
+	const PyrPlace *place = pyr_place_find(schema);
 	PyrWriter  *writer;
 	FullTransactionId fxid;
 	char	   *username;
 
-	if (!find_log(schema))
+	if (place == NULL)
 		return NULL;
 
 	fxid = GetTopFullTransactionId();
 	writer = palloc0(sizeof(PyrWriter));
-	writer->number = place.number;
-	writer->table = table_open(place.tables[writer->number], RowExclusiveLock);
+	writer->place = place;
+	writer->number = place->number;
+	writer->table = table_open(place->tables[writer->number], RowExclusiveLock);
 	writer->info = makeNode(IndexInfo);
 	if (size > BULK_BYTES)
 		writer->bulk = GetBulkInsertState();
 	writer->piece = palloc(VARHDRSZ + ENTRY_BYTES);
 	writer->room = ENTRY_BYTES;
 
-	writer->values[COL_COMMITNO] = Int64GetDatum((int64) GetXLogInsertRecPtr());
-	writer->values[COL_XID] = FullTransactionIdGetDatum(fxid);
-	writer->values[COL_AT] = TimestampTzGetDatum(GetCurrentTimestamp());
+	writer->values[PYR_COL_COMMITNO] = Int64GetDatum((int64) GetXLogInsertRecPtr());
+	writer->values[PYR_COL_XID] = FullTransactionIdGetDatum(fxid);
+	writer->values[PYR_COL_AT] = TimestampTzGetDatum(GetCurrentTimestamp());
 	username = GetUserNameFromId(GetSessionUserId(), true);
-	writer->isnull[COL_USERNAME] = username == NULL;
+	writer->isnull[PYR_COL_USERNAME] = username == NULL;
 	if (username != NULL)
 	{
-		writer->values[COL_USERNAME] = CStringGetTextDatum(username);
+		writer->values[PYR_COL_USERNAME] = CStringGetTextDatum(username);
 		writer->room -= INTALIGN(VARHDRSZ + strlen(username)) + sizeof(int32);
 	}
-	writer->isnull[COL_SNAPSHOT] = true;
+	writer->isnull[PYR_COL_SNAPSHOT] = true;
 	maybe_mark(writer, fxid, size);
 	return writer;
 }
@@ -348,22 +232,19 @@ pyr_writer_end(PyrWriter *writer)
 }
 
 /*
- * py_log_flush() returns pg_lsn: makes everything safe that has been written
- * to the write-ahead log so far, and says how far that is.
+ * Makes everything safe that has been written to the write-ahead log so far,
+ * and says how far that is.
  *
- * A slave calls it with each look at the log.  What it sees must not be taken
+ * This goes with each look at the log.  What a slave sees must not be taken
  * back by a crash of this server: commits that are visible before they are
  * flushed (synchronous_commit = off), and also the mere numbers of
  * transactions that have ended, which a crash could give out a second time,
  * to transactions that the slave would then believe to have seen.
  */
-Datum
-py_log_flush(PG_FUNCTION_ARGS)
+XLogRecPtr
+pyr_writer_flush(void)
 {
 	XLogRecPtr	here;
-
-	if (RecoveryInProgress())
-		PG_RETURN_NULL();
 
 	/*
 	 * At the end of a page the insert position is already behind the next
@@ -375,5 +256,16 @@ py_log_flush(PG_FUNCTION_ARGS)
 		here -= here % XLOG_BLCKSZ;
 
 	XLogFlush(here);
-	PG_RETURN_LSN(here);
+	return here;
+}
+
+/*
+ * py_log_flush() returns pg_lsn: the same, for SQL.
+ */
+Datum
+py_log_flush(PG_FUNCTION_ARGS)
+{
+	if (RecoveryInProgress())
+		PG_RETURN_NULL();
+	PG_RETURN_LSN(pyr_writer_flush());
 }

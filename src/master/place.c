@@ -1,0 +1,107 @@
+/*-------------------------------------------------------------------------
+ *
+ * place.c
+ *	  Where the log is: the tables and indexes that the extension created in
+ *	  its schema, looked up once and again when something about them changed.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "access/htup_details.h"
+#include "access/relation.h"
+#include "commands/sequence.h"
+#include "master/place.h"
+#include "storage/bufmgr.h"
+#include "utils/inval.h"
+#include "utils/lsyscache.h"
+#include "utils/rel.h"
+
+static PyrPlace place;
+
+static void
+relcache_callback(Datum arg pg_attribute_unused(), Oid relid)
+{
+	bool		ours = relid == InvalidOid || relid == place.current;
+
+	for (int i = 0; i < PYR_INNER_TABLES; i++)
+		ours = ours || relid == place.tables[i] ||
+			relid == place.xid_indexes[i] || relid == place.mark_indexes[i];
+	if (ours)
+		place.valid = false;
+}
+
+/*
+ * The inner table that entries go to now, from 0.  Its number is the value of
+ * a sequence, which py_log_rotate alters, so that every session hears of it.
+ * Hearing late does no harm: an entry is found whichever table it is in, and a
+ * table is emptied only when everything in it has been passed by every slave.
+ */
+static int
+current_inner_table(void)
+{
+	Relation	sequence;
+	Buffer		buffer;
+	Page		page;
+	HeapTupleData tuple;
+	int64		number;
+
+	sequence = relation_open(place.current, AccessShareLock);
+	buffer = ReadBuffer(sequence, 0);
+	LockBuffer(buffer, BUFFER_LOCK_SHARE);
+	page = BufferGetPage(buffer);
+	tuple.t_data = (HeapTupleHeader)
+		PageGetItem(page, PageGetItemId(page, FirstOffsetNumber));
+	number = ((Form_pg_sequence_data) GETSTRUCT(&tuple))->last_value;
+	UnlockReleaseBuffer(buffer);
+	relation_close(sequence, AccessShareLock);
+
+	return (int) Max(0, Min(number - 1, PYR_INNER_TABLES - 1));
+}
+
+/*
+ * Finds the log in the schema; NULL: it is not there (any more).
+ */
+const PyrPlace *
+pyr_place_find(Oid schema)
+{
+	static bool is_callback_registered = false;
+	bool		is_complete;
+
+	if (place.valid && place.schema == schema)
+		return &place;
+
+	if (!is_callback_registered)
+		CacheRegisterRelcacheCallback(relcache_callback, (Datum) 0);
+	is_callback_registered = true;
+
+	place.valid = true;			/* invalidation may come while we look */
+	place.schema = schema;
+	place.current = get_relname_relid("replica_log_current", schema);
+	is_complete = OidIsValid(place.current);
+	for (int i = 0; i < PYR_INNER_TABLES; i++)
+	{
+		place.tables[i] =
+			get_relname_relid(psprintf("replica_log_%d", i + 1), schema);
+		place.xid_indexes[i] =
+			get_relname_relid(psprintf("replica_log_%d_xid", i + 1), schema);
+		place.mark_indexes[i] =
+			get_relname_relid(psprintf("replica_log_%d_mark", i + 1), schema);
+		if (!OidIsValid(place.tables[i]) ||
+			!OidIsValid(place.xid_indexes[i]) ||
+			!OidIsValid(place.mark_indexes[i]))
+			is_complete = false;
+	}
+	if (!is_complete)
+	{
+		place.valid = false;
+		return NULL;
+	}
+
+	/*
+	 * If we are told of a change meanwhile, what we find is good enough for
+	 * now, but not for later.
+	 */
+	place.number = current_inner_table();
+	return &place;
+}
