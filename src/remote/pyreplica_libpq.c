@@ -38,6 +38,14 @@ struct PyrRemote
 	PGconn	   *conn;
 	PyrRemoteGiveUp give_up;
 	bool		gave_up;
+
+	/* the statement under way, if there is one */
+	bool		is_under_way;
+	bool		is_lost;		/* with the connection */
+	PGresult   *failure;		/* what the server reported, to be thrown */
+	PyrRemoteRow row;
+	void	   *arg;
+
 	PyrRemoteValue *values;		/* of the current row */
 	int			maxvalues;
 };
@@ -70,6 +78,7 @@ wait_for(PyrRemote *remote, int events, long timeout_ms)
 static void
 free_remote(PyrRemote *remote)
 {
+	PQclear(remote->failure);
 	if (remote->conn != NULL)
 	{
 		PQfinish(remote->conn);
@@ -314,54 +323,6 @@ remote_parameter(PyrRemote *remote, const char *name)
 }
 
 /*
- * Sends what is still to be sent.
- */
-static bool
-flush_output(PyrRemote *remote)
-{
-	int			rc;
-
-	while ((rc = PQflush(remote->conn)) > 0)
-	{
-		rc = wait_for(remote, WL_SOCKET_READABLE | WL_SOCKET_WRITEABLE, -1);
-		if ((rc & WL_LATCH_SET) && remote->give_up())
-		{
-			remote->gave_up = true;
-			return false;
-		}
-		if ((rc & WL_SOCKET_READABLE) && !PQconsumeInput(remote->conn))
-			return false;
-	}
-	return rc == 0;
-}
-
-/*
- * The next result, waiting for it.  NULL with *lost: the connection is gone.
- */
-static PGresult *
-next_result(PyrRemote *remote, bool *lost)
-{
-	*lost = false;
-	while (PQisBusy(remote->conn))
-	{
-		int			rc = wait_for(remote, WL_SOCKET_READABLE, -1);
-
-		if ((rc & WL_LATCH_SET) && remote->give_up())
-		{
-			remote->gave_up = true;
-			*lost = true;
-			return NULL;
-		}
-		if ((rc & WL_SOCKET_READABLE) && !PQconsumeInput(remote->conn))
-		{
-			*lost = true;
-			return NULL;
-		}
-	}
-	return PQgetResult(remote->conn);
-}
-
-/*
  * Whether the error is about the connection (or the server going down), not
  * about the statement.
  */
@@ -379,27 +340,31 @@ is_connection_error(PyrRemote *remote, PGresult *result)
  * Throws the error that the master reported, with all it said.
  */
 static void
-throw_result(PGresult *result)
+throw_failure(PyrRemote *remote)
 {
+	PGresult   *result = remote->failure;
 	const char *sqlstate = PQresultErrorField(result, PG_DIAG_SQLSTATE);
 	const char *message = PQresultErrorField(result, PG_DIAG_MESSAGE_PRIMARY);
 	const char *detail = PQresultErrorField(result, PG_DIAG_MESSAGE_DETAIL);
 	const char *hint = PQresultErrorField(result, PG_DIAG_MESSAGE_HINT);
+	int			code = MAKE_SQLSTATE(sqlstate[0], sqlstate[1], sqlstate[2],
+									 sqlstate[3], sqlstate[4]);
 
-	/* the result is freed by our caller's PG_FINALLY, so copy */
+	/* the result goes first, so copy */
 	message = pstrdup(message ? message : "unknown error");
 	detail = detail ? pstrdup(detail) : NULL;
 	hint = hint ? pstrdup(hint) : NULL;
+	PQclear(result);
+	remote->failure = NULL;
 	ereport(ERROR,
-			(errcode(MAKE_SQLSTATE(sqlstate[0], sqlstate[1], sqlstate[2],
-								   sqlstate[3], sqlstate[4])),
+			(errcode(code),
 			 errmsg("master: %s", message),
 			 detail ? errdetail_internal("%s", detail) : 0,
 			 hint ? errhint("%s", hint) : 0));
 }
 
 static void
-hand_out_rows(PyrRemote *remote, PGresult *result, PyrRemoteRow row, void *arg)
+hand_out_rows(PyrRemote *remote, PGresult *result)
 {
 	int			ncols = PQnfields(result);
 
@@ -420,74 +385,87 @@ hand_out_rows(PyrRemote *remote, PGresult *result, PyrRemoteRow row, void *arg)
 			remote->values[c].data = isnull ? NULL : PQgetvalue(result, r, c);
 			remote->values[c].len = isnull ? -1 : PQgetlength(result, r, c);
 		}
-		row(arg, ncols, remote->values);
+		remote->row(remote->arg, ncols, remote->values);
 	}
 }
 
 /*
- * Collects all results of what was sent.
+ * Takes a result: its rows, or what is wrong.
+ */
+static void
+take_result(PyrRemote *remote, PGresult *result)
+{
+	switch (PQresultStatus(result))
+	{
+		case PGRES_SINGLE_TUPLE:
+		case PGRES_TUPLES_OK:
+			if (remote->row == NULL)
+				break;
+			PG_TRY();
+			{
+				hand_out_rows(remote, result);
+			}
+			PG_CATCH();
+			{
+				PQclear(result);
+				PG_RE_THROW();
+			}
+			PG_END_TRY();
+			break;
+		case PGRES_COMMAND_OK:
+			break;
+		default:
+			if (is_connection_error(remote, result))
+				remote->is_lost = true;
+			else if (remote->failure == NULL)
+			{
+				remote->failure = result;
+				return;
+			}
+	}
+	PQclear(result);
+}
+
+/*
+ * Takes the results that have come as a whole; whether there were any.
  */
 static bool
-collect_results(PyrRemote *remote, PyrRemoteRow row, void *arg)
+take_results(PyrRemote *remote)
 {
-	PGresult   *volatile result = NULL;
-	volatile bool alive = true;
+	bool		any = false;
 
-	if (!flush_output(remote))
-		return false;
-
-	PG_TRY();
+	while (remote->is_under_way && !remote->is_lost &&
+		   !PQisBusy(remote->conn))
 	{
-		for (;;)
-		{
-			bool		lost;
+		PGresult   *result = PQgetResult(remote->conn);
 
-			result = next_result(remote, &lost);
-			if (result == NULL)
-			{
-				alive = !lost && PQstatus(remote->conn) == CONNECTION_OK;
-				break;
-			}
-			switch (PQresultStatus(result))
-			{
-				case PGRES_SINGLE_TUPLE:
-				case PGRES_TUPLES_OK:
-					if (row != NULL)
-						hand_out_rows(remote, result, row, arg);
-					break;
-				case PGRES_COMMAND_OK:
-					break;
-				default:
-					if (is_connection_error(remote, result))
-						alive = false;
-					else
-						throw_result(result);
-			}
-			PQclear(result);
-			result = NULL;
-			if (!alive)
-				break;
+		any = true;
+		if (result != NULL)
+			take_result(remote, result);
+		else
+		{
+			remote->is_under_way = false;
+			if (PQstatus(remote->conn) != CONNECTION_OK)
+				remote->is_lost = true;
 		}
 	}
-	PG_FINALLY();
-	{
-		PQclear(result);
-	}
-	PG_END_TRY();
-
-	return alive;
+	return any;
 }
 
-static bool
-remote_prepare(PyrRemote *remote, const char *name, const char *sql)
+/*
+ * After a statement was handed to libpq, or not.
+ */
+static void
+begin_statement(PyrRemote *remote, bool is_sent, PyrRemoteRow row, void *arg)
 {
-	if (!PQsendPrepare(remote->conn, name, sql, 0, NULL))
-		return false;
-	return collect_results(remote, NULL, NULL);
+	remote->is_under_way = true;
+	remote->is_lost = !is_sent || PQflush(remote->conn) < 0;
+	remote->row = row;
+	remote->arg = arg;
 }
 
-static bool
-remote_query(PyrRemote *remote, const char *name, const char *sql,
+static void
+remote_start(PyrRemote *remote, const char *name, const char *sql,
 			 int nparams, const char *const *params,
 			 PyrRemoteRow row, void *arg)
 {
@@ -499,10 +477,75 @@ remote_query(PyrRemote *remote, const char *name, const char *sql,
 	else
 		sent = PQsendQueryParams(remote->conn, sql, nparams, NULL, params,
 								 NULL, NULL, 1);
-	if (!sent)
-		return false;
-	PQsetSingleRowMode(remote->conn);
-	return collect_results(remote, row, arg);
+	if (sent)
+		PQsetSingleRowMode(remote->conn);
+	begin_statement(remote, sent, row, arg);
+}
+
+static void
+remote_pump(PyrRemote *remote)
+{
+	do
+	{
+		if (!remote->is_under_way || remote->is_lost)
+			return;
+		if (PQflush(remote->conn) < 0 || !PQconsumeInput(remote->conn))
+			remote->is_lost = true;
+	} while (take_results(remote));
+}
+
+/*
+ * Waits until there is more to take in, or what is still to be sent can be.
+ */
+static void
+wait_for_more(PyrRemote *remote)
+{
+	int			events = WL_SOCKET_READABLE;
+	int			unsent = PQflush(remote->conn);
+	int			rc;
+
+	if (unsent > 0)
+		events |= WL_SOCKET_WRITEABLE;
+	rc = wait_for(remote, events, -1);
+	if ((rc & WL_LATCH_SET) && remote->give_up())
+		remote->gave_up = remote->is_lost = true;
+	else if (unsent < 0 ||
+			 ((rc & WL_SOCKET_READABLE) && !PQconsumeInput(remote->conn)))
+		remote->is_lost = true;
+}
+
+static bool
+remote_finish(PyrRemote *remote)
+{
+	for (;;)
+	{
+		take_results(remote);
+		if (!remote->is_under_way || remote->is_lost)
+			break;
+		wait_for_more(remote);
+	}
+	remote->is_under_way = false;
+	if (remote->failure != NULL && !remote->is_lost)
+		throw_failure(remote);
+	return !remote->is_lost;
+}
+
+static bool
+remote_prepare(PyrRemote *remote, const char *name, const char *sql)
+{
+	begin_statement(remote,
+					PQsendPrepare(remote->conn, name, sql, 0, NULL),
+					NULL, NULL);
+	return remote_finish(remote);
+}
+
+static bool
+remote_query(PyrRemote *remote, const char *name, const char *sql,
+			 int nparams, const char *const *params,
+			 PyrRemoteRow row, void *arg)
+{
+	remote_start(remote, name, sql, nparams, params, row, arg);
+	return remote_finish(remote);
 }
 
 /*
@@ -568,6 +611,9 @@ static const PyrRemoteFunctions functions = {
 	.parameter = remote_parameter,
 	.prepare = remote_prepare,
 	.query = remote_query,
+	.start = remote_start,
+	.pump = remote_pump,
+	.finish = remote_finish,
 	.wait = remote_wait,
 	.error = remote_error,
 	.disconnect = free_remote,

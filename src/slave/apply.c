@@ -354,12 +354,14 @@ apply_transaction(ApplyState *state)
 		MemoryContextReset(state->change_context);
 		if (++since_report == 256)
 		{
+			pyr_window_fetch_pump();
 			report_progress(state);
 			since_report = 0;
 		}
 	}
 	flush_truncates(state);
 	state->applied.transactions++;
+	pyr_window_fetch_pump();
 	report_progress(state);
 	MemoryContextSwitchTo(oldcontext);
 	MemoryContextReset(state->change_context);

@@ -4,18 +4,20 @@
  *	  Asks for the entries between two snapshots of the master: a window.
  *
  * One statement, and so one snapshot of the master, answers with the snapshot
- * itself and with every entry that it sees and our position does not.  Those
- * are the entries at or past our position's xmax, and those of transactions
- * that were in progress in it; an index on the transaction id finds both, so
- * the cost depends on the window alone.
- *
- * When there is much to fetch, the window ends earlier, at one of the marks:
- * snapshots that writers left in the log (master/log.c).  How many marks we
- * advance at once follows from how large the last windows were.
+ * itself and with every entry that it sees and our position does not; see
+ * master/reader.c.  When there is much to fetch, the window ends earlier, at
+ * one of the marks: snapshots that writers left in the log (master/log.c).
+ * How many marks we advance at once follows from how large the last windows
+ * were.
  *
  * The entries are taken in as a whole, beyond pyreplica.window_memory into a
  * temporary file, before the first is applied: the master's statement ends
  * as soon as the network allows, however long applying takes.
+ *
+ * A window can be fetched while another one is applied: the fetch is started,
+ * pumped now and then, and finished when it is needed.  What it does in
+ * between must not depend on the transaction it happens to run in, which may
+ * be rolled back.
  *
  *-------------------------------------------------------------------------
  */
@@ -24,11 +26,14 @@
 #include "access/tupdesc.h"
 #include "catalog/pg_type.h"
 #include "common/config.h"
+#include "common/format.h"
 #include "executor/tuptable.h"
+#include "fmgr.h"
 #include "port/pg_bswap.h"
 #include "slave/fetch.h"
-#include "utils/builtins.h"
 #include "utils/memutils.h"
+#include "utils/resowner.h"
+#include "utils/timestamp.h"
 #include "utils/tuplestore.h"
 
 #define FETCH_STATEMENT	"pyreplica_fetch"
@@ -36,31 +41,40 @@
 #define MARKS_FIRST		16
 #define MARKS_MAX		65536
 
-/* columns of the fetch statement and of the tuplestore */
-enum
-{
-	COL_COMMITNO,
-	COL_XID,
-	COL_AT,
-	COL_PART,
-	COL_CHANGES,
-	NCOLS
-};
+/* no need to look for more of a window sooner than this */
+#define PUMP_INTERVAL_US	500
 
 struct PyrWindow
 {
 	MemoryContext context;
 	TupleDesc	desc;
-	TupleTableSlot *slot;
-	Tuplestorestate *entries;	/* NULL if there are none */
+	TupleTableSlot *slot;		/* the block being read */
+	Tuplestorestate *blocks;	/* NULL if there are no entries */
+	bytea	   *buffer;			/* for a block on its way there */
+	Size		buffer_size;
 	char	   *snapshot;		/* the master's, at the window's end */
 	XLogRecPtr	wal;
 	bool		is_complete;	/* the end is the present, not a mark */
 	bool		has_prepared;	/* the master has prepared transactions */
 	int64		transactions;
 	int64		bytes;
-	int			marks;			/* how many to advance next time */
+
+	/* what is left of the block being read */
+	const char *data;
+	const char *end;
+
+	/* while it is fetched */
+	PyrRemote  *remote;			/* NULL: it is not */
+	const char *wrong;			/* what was wrong with a block, or NULL */
+	bool		is_pumping;
+	TimestampTz pumped_at;
 };
+
+/* the window being fetched, if any */
+static PyrWindow *under_way = NULL;
+
+/* how many marks to advance next time */
+static int	marks_to_pass = MARKS_FIRST;
 
 /*
  * Makes an empty window, which is used again and again.  Needs a transaction.
@@ -77,141 +91,189 @@ pyr_window_create(void)
 	oldcontext = MemoryContextSwitchTo(context);
 	window = palloc0(sizeof(PyrWindow));
 	window->context = context;
-	window->marks = MARKS_FIRST;
-	window->desc = CreateTemplateTupleDesc(NCOLS);
-	TupleDescInitEntry(window->desc, COL_COMMITNO + 1, "commitno", INT8OID, -1, 0);
-	TupleDescInitEntry(window->desc, COL_XID + 1, "xid", INT8OID, -1, 0);
-	TupleDescInitEntry(window->desc, COL_AT + 1, "at", INT8OID, -1, 0);
-	TupleDescInitEntry(window->desc, COL_PART + 1, "part", INT4OID, -1, 0);
-	TupleDescInitEntry(window->desc, COL_CHANGES + 1, "changes", BYTEAOID, -1, 0);
+	window->desc = CreateTemplateTupleDesc(1);
+	TupleDescInitEntry(window->desc, 1, "block", BYTEAOID, -1, 0);
 	window->slot = MakeSingleTupleTableSlot(window->desc, &TTSOpsMinimalTuple);
 	MemoryContextSwitchTo(oldcontext);
 	return window;
 }
 
 /*
- * Prepares the statement in a new session.
- *
- * $1 is our position, $2 how many marks to pass over.  The first row tells
- * about the window: its end as text in "changes", the flushed WAL position in
- * commitno, in part whether it is complete, and in xid whether there are
- * prepared transactions.
+ * Prepares the statement in a new session.  $1 is our position, $2 how many
+ * marks to advance.
  */
 void
 pyr_window_prepare(PyrOrigin *origin)
 {
-	char	   *sql = psprintf(
-		"WITH mark AS MATERIALIZED ("
-		"  SELECT l.snapshot FROM %1$s.replica_log l"
-		"   WHERE l.snapshot IS NOT NULL"
-		"     AND l.xid OPERATOR(pg_catalog.>=) pg_catalog.pg_snapshot_xmax($1)"
-		"     AND pg_catalog.pg_snapshot_xmax(l.snapshot) OPERATOR(pg_catalog.>) pg_catalog.pg_snapshot_xmax($1)"
-		"   ORDER BY l.xid OFFSET $2 LIMIT 1),"
-		" win AS MATERIALIZED ("
-		"  SELECT COALESCE((SELECT m.snapshot FROM mark m), pg_catalog.pg_current_snapshot()) AS upto,"
-		"         NOT EXISTS (SELECT FROM mark) AS complete)"
-		" SELECT (%1$s.py_log_flush() OPERATOR(pg_catalog.-) '0/0'::pg_catalog.pg_lsn)::pg_catalog.int8 AS commitno,"
-		"        (CASE WHEN EXISTS (SELECT FROM pg_catalog.pg_prepared_xacts p"
-		"                            WHERE p.database = pg_catalog.current_database())"
-		"         THEN '1' ELSE '0' END)::pg_catalog.xid8 AS xid, pg_catalog.now() AS at,"
-		"        CASE WHEN w.complete THEN -1 ELSE -2 END AS part,"
-		"        pg_catalog.convert_to(w.upto::pg_catalog.text, 'SQL_ASCII') AS changes, 0 AS kind"
-		"   FROM win w"
-		" UNION ALL"
-		" SELECT l.commitno, l.xid, l.at, l.part, l.changes, 1"
-		"   FROM %1$s.replica_log l"
-		"  WHERE l.xid OPERATOR(pg_catalog.>=) pg_catalog.pg_snapshot_xmax($1)"
-		"    AND l.xid OPERATOR(pg_catalog.<) pg_catalog.pg_snapshot_xmax((SELECT w.upto FROM win w))"
-		"    AND pg_catalog.pg_visible_in_snapshot(l.xid, (SELECT w.upto FROM win w))"
-		" UNION ALL"
-		" SELECT l.commitno, l.xid, l.at, l.part, l.changes, 1"
-		"   FROM %1$s.replica_log l"
-		"  WHERE l.xid OPERATOR(pg_catalog.=) ANY (ARRAY(SELECT pg_catalog.pg_snapshot_xip($1)))"
-		"    AND pg_catalog.pg_visible_in_snapshot(l.xid, (SELECT w.upto FROM win w))"
-		" ORDER BY kind, commitno, xid, part",
-		origin->schema);
+	char	   *sql = psprintf("SELECT %s.py_log_fetch($1, $2)",
+							   origin->schema);
 
-	if (!pyr_remote()->prepare(origin->remote, FETCH_STATEMENT, sql))
-		return;					/* the first fetch will tell */
+	/* if the connection is gone, the first fetch will tell */
+	(void) pyr_remote()->prepare(origin->remote, FETCH_STATEMENT, sql);
 	pfree(sql);
 }
 
+/*
+ * Two windows may be there at a time.
+ */
+static int
+memory_kb(void)
+{
+	return Max(window_memory_kb / 2, 64);
+}
+
 static int64
-int64_of(const PyrRemoteValue *value)
+read_int64(const char *p)
 {
 	uint64		u64;
 
-	if (value->len != 8)
-		elog(ERROR, "unexpected answer from the master");
-	memcpy(&u64, value->data, 8);
+	memcpy(&u64, p, sizeof(u64));
 	return (int64) pg_ntoh64(u64);
 }
 
 static int32
-int32_of(const PyrRemoteValue *value)
+read_int32(const char *p)
 {
 	uint32		u32;
 
-	if (value->len != 4)
-		elog(ERROR, "unexpected answer from the master");
-	memcpy(&u32, value->data, 4);
+	memcpy(&u32, p, sizeof(u32));
 	return (int32) pg_ntoh32(u32);
 }
 
-static void
-take_head(PyrWindow *window, const PyrRemoteValue *values)
+/*
+ * Reads the entry at p, and returns the place behind it; NULL if it does not
+ * end before "end".
+ */
+static inline const char *
+read_entry(const char *p, const char *end, PyrEntry *entry)
 {
-	window->wal = (XLogRecPtr) int64_of(&values[COL_COMMITNO]);
-	window->is_complete = int32_of(&values[COL_PART]) == -1;
-	window->has_prepared = int64_of(&values[COL_XID]) != 0;
-	window->snapshot = MemoryContextStrdup(window->context,
-										   pnstrdup(values[COL_CHANGES].data,
-													values[COL_CHANGES].len));
+	int32		len;
+
+	if (end - p < PYR_ENTRY_HEAD_BYTES)
+		return NULL;
+	entry->commitno = read_int64(p);
+	entry->xid = (uint64) read_int64(p + 8);
+	entry->at = read_int64(p + 16);
+	entry->part = read_int32(p + 24);
+	len = read_int32(p + 28);
+	p += PYR_ENTRY_HEAD_BYTES;
+	if (len < 0 || len > end - p)
+		return NULL;
+	entry->data = p;
+	entry->len = len;
+	return p + len;
 }
 
-static void
-begin_entries(PyrWindow *window)
+/*
+ * Counts the block's transactions; -1 if it is not made of entries.
+ */
+static int64
+count_transactions(const char *p, const char *end)
 {
-	MemoryContext oldcontext = MemoryContextSwitchTo(window->context);
+	int64		transactions = 0;
+	PyrEntry	entry;
 
-	/* it outlives transactions, hence interXact */
-	window->entries = tuplestore_begin_heap(false, true, window_memory_kb);
-	MemoryContextSwitchTo(oldcontext);
-}
-
-/* a PyrRemoteRow */
-static void
-take_row(void *arg, int ncols pg_attribute_unused(), const PyrRemoteValue *values)
-{
-	PyrWindow  *window = arg;
-	Datum		datums[NCOLS];
-	bool		isnull[NCOLS] = {false};
-	bytea	   *changes;
-	int32		part;
-
-	if (window->snapshot == NULL)
+	while (p < end)
 	{
-		take_head(window, values);
+		p = read_entry(p, end, &entry);
+		if (p == NULL)
+			return -1;
+		if (entry.part == 0)
+			transactions++;
+	}
+	return transactions;
+}
+
+static void
+take_head(PyrWindow *window, const char *data, int len)
+{
+	int32		flags;
+
+	if (len <= PYR_HEAD_BYTES)
+		window->wrong = "the head is too short";
+	else if (read_int32(data) != PYR_WINDOW_VERSION)
+		window->wrong = "its version is not known here";
+	if (window->wrong != NULL)
+		return;
+
+	flags = read_int32(data + 4);
+	window->is_complete = (flags & PYR_WINDOW_COMPLETE) != 0;
+	window->has_prepared = (flags & PYR_WINDOW_PREPARED) != 0;
+	window->wal = (XLogRecPtr) read_int64(data + 8);
+	window->snapshot = MemoryContextAlloc(window->context,
+										  len - PYR_HEAD_BYTES + 1);
+	memcpy(window->snapshot, data + PYR_HEAD_BYTES, len - PYR_HEAD_BYTES);
+	window->snapshot[len - PYR_HEAD_BYTES] = '\0';
+}
+
+/*
+ * The block as a value; stays until the next one.
+ */
+static Datum
+block_datum(PyrWindow *window, const char *data, int len)
+{
+	Size		size = VARHDRSZ + len;
+
+	if (window->buffer_size < size)
+	{
+		if (window->buffer != NULL)
+			pfree(window->buffer);
+		window->buffer = NULL;
+		window->buffer_size = 0;
+		window->buffer = MemoryContextAlloc(window->context, size);
+		window->buffer_size = size;
+	}
+	SET_VARSIZE(window->buffer, size);
+	memcpy(VARDATA(window->buffer), data, len);
+	return PointerGetDatum(window->buffer);
+}
+
+static void
+take_block(PyrWindow *window, const char *data, int len)
+{
+	int64		transactions = count_transactions(data, data + len);
+	bool		isnull = false;
+	Datum		block;
+
+	if (transactions < 0)
+	{
+		window->wrong = "an entry is cut off";
 		return;
 	}
+	block = block_datum(window, data, len);
 
-	if (window->entries == NULL)
-		begin_entries(window);
+	/* interXact; that it can be read more than once goes without saying */
+	if (window->blocks == NULL)
+		window->blocks = tuplestore_begin_heap(false, true, memory_kb());
+	tuplestore_putvalues(window->blocks, window->desc, &block, &isnull);
+	window->transactions += transactions;
+	window->bytes += len;
+}
 
-	part = int32_of(&values[COL_PART]);
-	if (part == 0)
-		window->transactions++;
-	window->bytes += values[COL_CHANGES].len;
+/*
+ * A PyrRemoteRow.  It may be called within any transaction, to which nothing
+ * of ours must belong; and what is wrong with a block is told at the end.
+ */
+static void
+take_row(void *arg, int ncols, const PyrRemoteValue *values)
+{
+	PyrWindow  *window = arg;
+	MemoryContext oldcontext;
+	ResourceOwner oldowner = CurrentResourceOwner;
 
-	changes = (bytea *) cstring_to_text_with_len(values[COL_CHANGES].data,
-												 values[COL_CHANGES].len);
-	datums[COL_COMMITNO] = Int64GetDatum(int64_of(&values[COL_COMMITNO]));
-	datums[COL_XID] = Int64GetDatum(int64_of(&values[COL_XID]));
-	datums[COL_AT] = Int64GetDatum(int64_of(&values[COL_AT]));
-	datums[COL_PART] = Int32GetDatum(part);
-	datums[COL_CHANGES] = PointerGetDatum(changes);
-	tuplestore_putvalues(window->entries, window->desc, datums, isnull);
-	pfree(changes);
+	if (window->wrong != NULL)
+		return;					/* the rest is of no use */
+
+	oldcontext = MemoryContextSwitchTo(window->context);
+	CurrentResourceOwner = NULL;
+	if (ncols != 1 || values[0].len < 0)
+		window->wrong = "it is no block";
+	else if (window->snapshot == NULL)
+		take_head(window, values[0].data, values[0].len);
+	else
+		take_block(window, values[0].data, values[0].len);
+	CurrentResourceOwner = oldowner;
+	MemoryContextSwitchTo(oldcontext);
 }
 
 /*
@@ -221,34 +283,93 @@ take_row(void *arg, int ncols pg_attribute_unused(), const PyrRemoteValue *value
 static void
 adapt_marks(PyrWindow *window)
 {
-	int64		limit = (int64) window_memory_kb * 1024;
+	int64		limit = (int64) memory_kb() * 1024;
 
 	if (window->bytes > limit)
-		window->marks = Max(window->marks / 2, 1);
+		marks_to_pass = Max(marks_to_pass / 2, 1);
 	else if (!window->is_complete && window->bytes < limit / 4)
-		window->marks = Min(window->marks * 2, MARKS_MAX);
+		marks_to_pass = Min(marks_to_pass * 2, MARKS_MAX);
 }
 
 /*
- * Fetches the window that begins at the position.  False: the connection is
- * gone, and with it what there was of the window.
+ * Begins to fetch the window that begins at the snapshot.  Until it is
+ * finished, nothing else can be asked of the master.
  */
-bool
-pyr_window_fetch(PyrWindow *window, PyrOrigin *origin, PyrPosition *from)
+void
+pyr_window_fetch_start(PyrWindow *window, PyrOrigin *origin,
+					   const char *from)
 {
 	char		marks[16];
-	const char *params[2] = {from->snapshot, marks};
+	const char *params[2] = {from, marks};
 
+	Assert(under_way == NULL);
 	pyr_window_clear(window);
-	snprintf(marks, sizeof(marks), "%d", window->marks - 1);
-	if (!pyr_remote()->query(origin->remote, FETCH_STATEMENT, NULL,
-							 2, params, take_row, window))
+	snprintf(marks, sizeof(marks), "%d", marks_to_pass);
+	window->remote = origin->remote;
+	under_way = window;
+	pyr_remote()->start(origin->remote, FETCH_STATEMENT, NULL,
+						2, params, take_row, window);
+}
+
+/*
+ * Takes in what has come of the window that is being fetched, if any.  To be
+ * called often by whoever is busy with something else; it costs next to nothing.
+ * It throws nothing but what is wrong here (out of memory, disk
+ * full), after which the window cannot be finished.
+ */
+void
+pyr_window_fetch_pump(void)
+{
+	PyrWindow  *window = under_way;
+	TimestampTz now;
+
+	if (window == NULL || window->is_pumping)
+		return;
+	now = GetCurrentTimestamp();
+	if (now - window->pumped_at < PUMP_INTERVAL_US)
+		return;
+	window->pumped_at = now;
+	window->is_pumping = true;
+	pyr_remote()->pump(window->remote);
+	window->is_pumping = false;
+}
+
+/*
+ * Whether a window is being fetched.
+ */
+bool
+pyr_window_fetch_is_under_way(void)
+{
+	return under_way != NULL;
+}
+
+/*
+ * Waits for the rest of the window.  False: the connection is gone, and with
+ * it what there was of the window.
+ */
+bool
+pyr_window_fetch_finish(PyrWindow *window)
+{
+	bool		alive;
+
+	Assert(under_way == window);
+	if (window->is_pumping)
+		elog(ERROR, "could not take in what the master sent");
+	alive = pyr_remote()->finish(window->remote);
+	window->remote = NULL;
+	under_way = NULL;
+	if (!alive)
 	{
 		pyr_window_clear(window);
 		return false;
 	}
-	if (window->snapshot == NULL)
-		elog(ERROR, "unexpected answer from the master");
+	if (window->snapshot == NULL && window->wrong == NULL)
+		window->wrong = "it is empty";
+	if (window->wrong != NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_DATA_CORRUPTED),
+				 errmsg("could not read what the master sent: %s",
+						window->wrong)));
 	adapt_marks(window);
 	return true;
 }
@@ -256,7 +377,7 @@ pyr_window_fetch(PyrWindow *window, PyrOrigin *origin, PyrPosition *from)
 bool
 pyr_window_is_empty(PyrWindow *window)
 {
-	return window->entries == NULL;
+	return window->blocks == NULL;
 }
 
 bool
@@ -289,40 +410,77 @@ pyr_window_transactions(PyrWindow *window)
 	return window->transactions;
 }
 
+static bool
+next_block(PyrWindow *window)
+{
+	MemoryContext oldcontext;
+	bytea	   *block;
+	bool		found;
+
+	if (window->blocks == NULL)
+		return false;
+
+	/* a block from the file belongs to the window, not to our caller */
+	oldcontext = MemoryContextSwitchTo(window->context);
+	found = tuplestore_gettupleslot(window->blocks, true, false, window->slot);
+	MemoryContextSwitchTo(oldcontext);
+	if (!found)
+		return false;
+	slot_getallattrs(window->slot);
+	block = DatumGetByteaPP(window->slot->tts_values[0]);
+	window->data = VARDATA_ANY(block);
+	window->end = window->data + VARSIZE_ANY_EXHDR(block);
+	return true;
+}
+
 /*
  * The next entry, in the order to be applied; false: there are no more.
  */
 bool
 pyr_window_next(PyrWindow *window, PyrEntry *entry)
 {
-	bytea	   *changes;
+	while (window->data == window->end)
+	{
+		if (!next_block(window))
+			return false;
+	}
 
-	if (!tuplestore_gettupleslot(window->entries, true, false, window->slot))
-		return false;
-	slot_getallattrs(window->slot);
-	entry->commitno = DatumGetInt64(window->slot->tts_values[COL_COMMITNO]);
-	entry->xid = (uint64) DatumGetInt64(window->slot->tts_values[COL_XID]);
-	entry->at = DatumGetInt64(window->slot->tts_values[COL_AT]);
-	entry->part = DatumGetInt32(window->slot->tts_values[COL_PART]);
-	changes = (bytea *) DatumGetPointer(window->slot->tts_values[COL_CHANGES]);
-	entry->data = VARDATA_ANY(changes);
-	entry->len = VARSIZE_ANY_EXHDR(changes);
+	/* it was checked when it came */
+	window->data = read_entry(window->data, window->end, entry);
 	return true;
 }
 
 /*
- * Forgets the window's entries.
+ * Starts reading again from the first entry.
+ */
+void
+pyr_window_rewind(PyrWindow *window)
+{
+	ExecClearTuple(window->slot);
+	window->data = window->end = NULL;
+	if (window->blocks != NULL)
+		tuplestore_rescan(window->blocks);
+}
+
+/*
+ * Forgets the window's entries, and that it was being fetched.
  */
 void
 pyr_window_clear(PyrWindow *window)
 {
 	ExecClearTuple(window->slot);
-	if (window->entries != NULL)
-		tuplestore_end(window->entries);
-	window->entries = NULL;
+	window->data = window->end = NULL;
+	if (window->blocks != NULL)
+		tuplestore_end(window->blocks);
+	window->blocks = NULL;
 	if (window->snapshot != NULL)
 		pfree(window->snapshot);
 	window->snapshot = NULL;
 	window->transactions = 0;
 	window->bytes = 0;
+	window->wrong = NULL;
+	window->remote = NULL;
+	window->is_pumping = false;
+	if (under_way == window)
+		under_way = NULL;
 }

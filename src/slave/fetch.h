@@ -11,7 +11,6 @@
 #include "access/xlogdefs.h"
 #include "datatype/timestamp.h"
 #include "slave/origin.h"
-#include "slave/position.h"
 
 /* one entry of replica_log; what it points at stays until the next is read */
 typedef struct PyrEntry
@@ -28,8 +27,11 @@ typedef struct PyrWindow PyrWindow;
 
 extern PyrWindow *pyr_window_create(void);
 extern void pyr_window_prepare(PyrOrigin *origin);
-extern bool pyr_window_fetch(PyrWindow *window, PyrOrigin *origin,
-							 PyrPosition *from);
+extern void pyr_window_fetch_start(PyrWindow *window, PyrOrigin *origin,
+								   const char *from);
+extern void pyr_window_fetch_pump(void);
+extern bool pyr_window_fetch_is_under_way(void);
+extern bool pyr_window_fetch_finish(PyrWindow *window);
 extern bool pyr_window_is_empty(PyrWindow *window);
 extern bool pyr_window_is_complete(PyrWindow *window);
 extern bool pyr_window_has_prepared(PyrWindow *window);
@@ -37,6 +39,7 @@ extern const char *pyr_window_snapshot(PyrWindow *window);
 extern XLogRecPtr pyr_window_wal(PyrWindow *window);
 extern int64 pyr_window_transactions(PyrWindow *window);
 extern bool pyr_window_next(PyrWindow *window, PyrEntry *entry);
+extern void pyr_window_rewind(PyrWindow *window);
 extern void pyr_window_clear(PyrWindow *window);
 
 #endif							/* PYR_FETCH_H */

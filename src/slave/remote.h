@@ -73,6 +73,19 @@ typedef struct PyrRemoteFunctions
 						  PyrRemoteRow row, void *arg);
 
 	/*
+	 * The same in three steps, so that other things can be done while the
+	 * answer comes: start only sends the statement; pump takes in what has
+	 * come of the answer, without waiting, serving interrupts or throwing what
+	 * the server reports; finish waits for the rest, and returns or throws like
+	 * query.  In between, nothing else can be asked.
+	 */
+	void		(*start) (PyrRemote *remote, const char *name, const char *sql,
+						  int nparams, const char *const *params,
+						  PyrRemoteRow row, void *arg);
+	void		(*pump) (PyrRemote *remote);
+	bool		(*finish) (PyrRemote *remote);
+
+	/*
 	 * Waits, at most timeout_ms, for a notification or the latch.
 	 */
 	int			(*wait) (PyrRemote *remote, long timeout_ms);

@@ -6,6 +6,10 @@
  * The loop, each turn: serve interrupts, reload, be connected, look at the
  * master's log and apply what there is, and if there was nothing, rest.
  *
+ * When there is more than one window to fetch, the next one comes while one is
+ * applied, so that master and slave both work.  It begins where that one ends;
+ * the position moves only with what is applied.
+ *
  * Resting comes in two depths.  At first the worker only pauses for some
  * milliseconds, without anybody knowing; a busy master so notifies nobody.
  * If there is still nothing, it announces on the master that it sleeps, looks
@@ -69,7 +73,8 @@
 static char *replica;
 static PyrPosition position;
 static PyrOrigin *origin = NULL;
-static PyrWindow *window;
+static PyrWindow *window;		/* the one looked at last */
+static PyrWindow *next_window;	/* the one being fetched, if any */
 static MemoryContext loop_context;
 
 /* what was in force when we began or connected */
@@ -80,6 +85,8 @@ static int	found_looks = 0;	/* in a row */
 static bool is_confirm_due = false;
 static TimestampTz confirmed_at = 0;
 static XLogRecPtr applied_up_to = InvalidXLogRecPtr;	/* local WAL */
+static uint64 asked_request;		/* what the fetch under way serves */
+static TimestampTz asked_at;	/* and when it was sent */
 static TimestampTz looked_at = 0;
 static double rate = 0;			/* transactions per second, smoothed */
 
@@ -186,6 +193,7 @@ close_origin(void)
 {
 	if (origin == NULL)
 		return;
+	pyr_window_clear(next_window);
 	pyr_origin_close(origin);
 	origin = NULL;
 }
@@ -258,22 +266,94 @@ update_rate(TimestampTz now, int64 transactions)
 }
 
 /*
+ * How long until the next confirmation is due, in ms; 0: now.
+ */
+static long
+confirm_due_ms(void)
+{
+	return TimestampDifferenceMilliseconds(GetCurrentTimestamp(),
+										   TimestampTzPlusMilliseconds(confirmed_at,
+																	   CONFIRM_INTERVAL_MS));
+}
+
+static bool
+is_confirm_time(void)
+{
+	return is_confirm_due && confirm_due_ms() <= 0;
+}
+
+/*
+ * Asks the master for the window that begins there.
+ */
+static void
+ask_for_window(const char *from)
+{
+	asked_request = pyr_status_wait_requested();
+	asked_at = GetCurrentTimestamp();
+	pyr_window_fetch_start(next_window, origin, from);
+}
+
+/*
+ * Makes the next window the one to look at, waiting for it.  False: the
+ * connection is gone.
+ */
+static bool
+take_window(void)
+{
+	PyrWindow  *fetched = next_window;
+
+	if (!pyr_window_fetch_is_under_way())
+	{
+		show(PYR_STATE_FETCHING, STATE_RUNNING, "fetching");
+		ask_for_window(position.snapshot);
+	}
+	if (!pyr_window_fetch_finish(fetched))
+		return false;
+	next_window = window;
+	window = fetched;
+	return true;
+}
+
+/*
+ * Applies the window.  Meanwhile the next one is on its way, if this one does
+ * not reach to the present; but not when we have to talk to the master about
+ * something else.
+ */
+static PyrApplied
+apply_window(void)
+{
+	PyrApplied	applied;
+
+	if (!pyr_window_is_complete(window) && !is_confirm_time())
+		ask_for_window(pyr_window_snapshot(window));
+
+	pyr_status_state(PYR_STATE_APPLYING);
+	pgstat_report_activity(STATE_RUNNING,
+						   psprintf("applying: " INT64_FORMAT " transactions",
+									pyr_window_transactions(window)));
+	applied = pyr_apply_window(replica, window, origin->encoding, &position);
+	applied_up_to = XactLastCommitEnd;
+	is_confirm_due = true;
+	return applied;
+}
+
+/*
  * Looks at the master's log and applies what there is to apply.  False: the
  * connection is gone.
  */
 static bool
 look(void)
 {
-	uint64		request = pyr_status_wait_requested();
-	TimestampTz now = GetCurrentTimestamp();
+	uint64		request;
+	TimestampTz at;
 	PyrApplied	applied = {0};
 
-	pgstat_report_activity(STATE_RUNNING, "fetching");
-	pyr_status_state(PYR_STATE_FETCHING);
-	if (!pyr_window_fetch(window, origin, &position))
+	if (!take_window())
 		return false;
+	request = asked_request;
+	at = asked_at;
 
-	update_rate(now, pyr_window_transactions(window));
+	update_rate(at, pyr_window_transactions(window));
 	if (pyr_window_is_empty(window))
 	{
 		pyr_position_advance(&position, pyr_window_snapshot(window),
@@ -284,13 +364,7 @@ look(void)
 	}
 	else
 	{
-		pyr_status_state(PYR_STATE_APPLYING);
-		pgstat_report_activity(STATE_RUNNING,
-							   psprintf("applying: " INT64_FORMAT " transactions",
-										pyr_window_transactions(window)));
-		applied = pyr_apply_window(replica, window, origin->encoding, &position);
-		applied_up_to = XactLastCommitEnd;
-		is_confirm_due = true;
+		applied = apply_window();
 		empty_looks = 0;
 		found_looks++;
 	}
@@ -298,7 +372,7 @@ look(void)
 					  applied.conflicts);
 	if (pyr_window_is_complete(window))
 	{
-		pyr_status_in_step(now);
+		pyr_status_in_step(at);
 		pyr_status_wait_served(request);
 	}
 	pyr_window_clear(window);
@@ -319,17 +393,6 @@ confirm(void)
 		return false;
 	pyr_position_store_confirmed(replica, &position);
 	return pyr_origin_rotate(origin);
-}
-
-/*
- * How long until the next confirmation is due, in ms; 0: now.
- */
-static long
-confirm_due_ms(void)
-{
-	return TimestampDifferenceMilliseconds(GetCurrentTimestamp(),
-										   TimestampTzPlusMilliseconds(confirmed_at,
-																	   CONFIRM_INTERVAL_MS));
 }
 
 /*
@@ -358,7 +421,7 @@ sleep_announced(void)
 		int			events;
 
 		show(PYR_STATE_WAITING, STATE_IDLE, "waiting for NOTIFY");
-		if (is_confirm_due && confirm_due_ms() <= 0)
+		if (is_confirm_time())
 		{
 			if (!confirm())
 				return false;
@@ -417,7 +480,7 @@ rest(void)
 static bool
 pace(bool is_behind)
 {
-	if (is_confirm_due && confirm_due_ms() <= 0 && !confirm())
+	if (is_confirm_time() && !pyr_window_fetch_is_under_way() && !confirm())
 		return false;
 	if (is_behind)
 		return true;
@@ -477,6 +540,7 @@ begin(void)
 	pyr_local_begin_transaction();
 	pyr_position_load(replica, &position);
 	window = pyr_window_create();
+	next_window = pyr_window_create();
 	pyr_local_commit_transaction();
 
 	loop_context = AllocSetContextCreate(TopMemoryContext, "pyreplica loop",
