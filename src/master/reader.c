@@ -41,6 +41,7 @@
 #include "master/writer.h"
 #include "miscadmin.h"
 #include "port/pg_bswap.h"
+#include "storage/bufmgr.h"
 #include "utils/builtins.h"
 #include "utils/fmgroids.h"
 #include "utils/fmgrprotos.h"
@@ -95,7 +96,7 @@ typedef struct LogScan
 {
 	Relation	table;
 	Relation	index;
-	IndexScanDesc scan;
+	IndexScanDesc scan;			/* NULL: the table is empty */
 	TupleTableSlot *slot;
 	ScanKeyData keys[2];
 } LogScan;
@@ -182,13 +183,21 @@ set_range(LogScan *scan, uint64 from, uint64 upto)
 				FullTransactionIdGetDatum(FullTransactionIdFromU64(from)));
 	ScanKeyInit(&scan->keys[1], 1, BTLessStrategyNumber, F_XID8LT,
 				FullTransactionIdGetDatum(FullTransactionIdFromU64(upto)));
-	index_rescan(scan->scan, scan->keys, 2, NULL, 0);
+	if (scan->scan != NULL)
+		index_rescan(scan->scan, scan->keys, 2, NULL, 0);
 }
 
+/*
+ * Begins a scan, which finds nothing without set_range.  Mostly, two of the
+ * inner tables are empty, so that is worth a question.
+ */
 static void
 begin_scan(LogScan *scan, Oid tableoid, Oid indexoid)
 {
 	scan->table = table_open(tableoid, AccessShareLock);
+	scan->scan = NULL;
+	if (RelationGetNumberOfBlocks(scan->table) == 0)
+		return;
 	scan->index = index_open(indexoid, AccessShareLock);
 	scan->slot = table_slot_create(scan->table, NULL);
 	scan->scan = pyr_index_beginscan(scan->table, scan->index,
@@ -198,7 +207,8 @@ begin_scan(LogScan *scan, Oid tableoid, Oid indexoid)
 static bool
 next_entry(LogScan *scan)
 {
-	return index_getnext_slot(scan->scan, ForwardScanDirection, scan->slot);
+	return scan->scan != NULL &&
+		index_getnext_slot(scan->scan, ForwardScanDirection, scan->slot);
 }
 
 static Datum
@@ -219,9 +229,12 @@ get_xid(TupleTableSlot *slot)
 static void
 end_scan(LogScan *scan)
 {
-	index_endscan(scan->scan);
-	ExecDropSingleTupleTableSlot(scan->slot);
-	index_close(scan->index, NoLock);
+	if (scan->scan != NULL)
+	{
+		index_endscan(scan->scan);
+		ExecDropSingleTupleTableSlot(scan->slot);
+		index_close(scan->index, NoLock);
+	}
 	table_close(scan->table, NoLock);
 }
 

@@ -15,10 +15,12 @@
 #include "slave/local.h"
 #include "utils/builtins.h"
 #include "utils/guc.h"
+#include "utils/lsyscache.h"
 #include "utils/memutils.h"
 #include "utils/snapmgr.h"
 
 static char *schema = NULL;
+static Oid	schema_oid = InvalidOid;
 
 /*
  * Settings that applying relies on, whatever the server, the database or the
@@ -81,16 +83,22 @@ pyr_local_commit_transaction(void)
 static void
 find_schema(void)
 {
-	if (SPI_execute("SELECT pg_catalog.quote_ident(n.nspname)"
+	bool		isnull;
+
+	if (SPI_execute("SELECT pg_catalog.quote_ident(n.nspname), n.oid"
 					"  FROM pg_catalog.pg_extension e"
 					"  JOIN pg_catalog.pg_namespace n ON n.oid = e.extnamespace"
 					" WHERE e.extname = '" PYR_EXTENSION "'",
 					true, 1) != SPI_OK_SELECT)
 		elog(ERROR, "could not look for the extension");
-	if (SPI_processed > 0)
-		schema = MemoryContextStrdup(TopMemoryContext,
-									 SPI_getvalue(SPI_tuptable->vals[0],
-												  SPI_tuptable->tupdesc, 1));
+	if (SPI_processed == 0)
+		return;
+	schema = MemoryContextStrdup(TopMemoryContext,
+								 SPI_getvalue(SPI_tuptable->vals[0],
+											  SPI_tuptable->tupdesc, 1));
+	schema_oid = DatumGetObjectId(SPI_getbinval(SPI_tuptable->vals[0],
+												SPI_tuptable->tupdesc, 2,
+												&isnull));
 }
 
 static void
@@ -141,4 +149,19 @@ const char *
 pyr_local_schema(void)
 {
 	return schema;
+}
+
+/*
+ * The OID of one of the extension's tables or indexes here.
+ */
+Oid
+pyr_local_relation(const char *name)
+{
+	Oid			oid = get_relname_relid(name, schema_oid);
+
+	if (!OidIsValid(oid))
+		ereport(ERROR,
+				(errcode(ERRCODE_UNDEFINED_TABLE),
+				 errmsg("relation \"%s\" of the extension is missing", name)));
+	return oid;
 }

@@ -13,5 +13,6 @@ extern void pyr_local_begin_transaction(void);
 extern void pyr_local_commit_transaction(void);
 extern void pyr_local_ensure_extension(void);
 extern const char *pyr_local_schema(void);
+extern Oid	pyr_local_relation(const char *name);
 
 #endif							/* PYR_LOCAL_H */

@@ -4,19 +4,41 @@
  *	  Where a replica stands: kept in pyreplica_position, in the slave's own
  *	  database, and written only in the transaction that applied the changes.
  *
+ * It goes with every window, however small, so it is written as a tuple; SQL
+ * would take longer than applying a row does.
+ *
  *-------------------------------------------------------------------------
  */
 #include "postgres.h"
 
+#include "access/genam.h"
+#include "access/htup_details.h"
+#include "access/table.h"
 #include "access/xact.h"
+#include "catalog/indexing.h"
 #include "catalog/pg_type.h"
 #include "executor/spi.h"
 #include "slave/local.h"
 #include "slave/position.h"
 #include "utils/builtins.h"
+#include "utils/fmgroids.h"
+#include "utils/fmgrprotos.h"
 #include "utils/memutils.h"
+#include "utils/pg_lsn.h"
+#include "utils/rel.h"
+#include "utils/timestamp.h"
 
-static SPIPlanPtr store_plan = NULL;
+/* the columns of pyreplica_position, in order */
+enum
+{
+	COL_REPLICA,
+	COL_SYSTEM_IDENTIFIER,
+	COL_POSITION,
+	COL_WAL,
+	COL_CONFIRMED,
+	COL_CHANGED_AT,
+	NCOLS
+};
 
 static void
 set_string(char **place, const char *value)
@@ -98,6 +120,46 @@ pyr_position_confirmed(PyrPosition *position)
 	set_string(&position->confirmed, position->stored);
 }
 
+static Datum
+snapshot_datum(const char *snapshot)
+{
+	return DirectFunctionCall1(pg_snapshot_in, CStringGetDatum(snapshot));
+}
+
+/*
+ * Changes those columns of the replica's row.  If there is none, makes one, or
+ * not if only some of the columns are given.
+ */
+static void
+write_row(Datum *values, bool *isnull, bool *replace)
+{
+	Relation	table;
+	ScanKeyData key;
+	SysScanDesc scan;
+	HeapTuple	old;
+
+	table = table_open(pyr_local_relation("pyreplica_position"),
+					   RowExclusiveLock);
+	ScanKeyEntryInitialize(&key, 0, COL_REPLICA + 1, BTEqualStrategyNumber,
+						   InvalidOid,
+						   TupleDescAttr(RelationGetDescr(table),
+										 COL_REPLICA)->attcollation,
+						   F_TEXTEQ, values[COL_REPLICA]);
+	scan = systable_beginscan(table,
+							  pyr_local_relation("pyreplica_position_pkey"),
+							  true, NULL, 1, &key);
+	old = systable_getnext(scan);
+	if (old != NULL)
+		CatalogTupleUpdate(table, &old->t_self,
+						   heap_modify_tuple(old, RelationGetDescr(table),
+											 values, isnull, replace));
+	else if (replace[COL_REPLICA])
+		CatalogTupleInsert(table, heap_form_tuple(RelationGetDescr(table),
+												  values, isnull));
+	systable_endscan(scan);
+	table_close(table, NoLock);
+}
+
 /*
  * Keeps in mind, across restarts, what the master has confirmed: one that
  * remembers less was restored from a backup.  In a transaction of its own.
@@ -105,64 +167,40 @@ pyr_position_confirmed(PyrPosition *position)
 void
 pyr_position_store_confirmed(const char *replica, PyrPosition *position)
 {
-	Oid			types[2] = {TEXTOID, TEXTOID};
-	Datum		values[2];
+	Datum		values[NCOLS] = {0};
+	bool		isnull[NCOLS] = {false};
+	bool		replace[NCOLS] = {false};
 
 	pyr_local_begin_transaction();
-	values[0] = CStringGetTextDatum(replica);
-	values[1] = CStringGetTextDatum(position->confirmed);
-	if (SPI_execute_with_args(psprintf("UPDATE %s.pyreplica_position"
-									   "   SET confirmed = $2::pg_catalog.pg_snapshot"
-									   " WHERE replica OPERATOR(pg_catalog.=) $1",
-									   pyr_local_schema()),
-							  2, types, values, NULL, false, 0) != SPI_OK_UPDATE)
-		elog(ERROR, "could not write pyreplica_position");
+	values[COL_REPLICA] = CStringGetTextDatum(replica);
+	values[COL_CONFIRMED] = snapshot_datum(position->confirmed);
+	replace[COL_CONFIRMED] = true;
+	write_row(values, isnull, replace);
 	pyr_local_commit_transaction();
 }
 
 /*
  * Writes the position, within the transaction that applied what leads to it.
- * Needs SPI.
  */
 void
 pyr_position_store(const char *replica, PyrPosition *position)
 {
-	Datum		values[5];
-	char		nulls[5] = {' ', ' ', ' ', ' ', ' '};
-	char		wal[32];
+	Datum		values[NCOLS];
+	bool		isnull[NCOLS] = {false};
+	bool		replace[NCOLS];
 
-	if (store_plan == NULL)
-	{
-		Oid			types[5] = {TEXTOID, TEXTOID, TEXTOID, TEXTOID, TEXTOID};
-
-		store_plan = SPI_prepare(psprintf("INSERT INTO %s.pyreplica_position AS p"
-										  " (replica, system_identifier, \"position\", wal, confirmed, changed_at)"
-										  " VALUES ($1, $2, $3::pg_catalog.pg_snapshot, $4::pg_catalog.pg_lsn,"
-										  "         $5::pg_catalog.pg_snapshot, pg_catalog.now())"
-										  " ON CONFLICT (replica) DO UPDATE"
-										  " SET system_identifier = excluded.system_identifier,"
-										  "     \"position\" = excluded.\"position\", wal = excluded.wal,"
-										  "     confirmed = excluded.confirmed, changed_at = excluded.changed_at",
-										  pyr_local_schema()),
-								 5, types);
-		if (store_plan == NULL)
-			elog(ERROR, "could not prepare to write pyreplica_position: %s",
-				 SPI_result_code_string(SPI_result));
-		SPI_keepplan(store_plan);
-	}
-
-	snprintf(wal, sizeof(wal), "%X/%X", LSN_FORMAT_ARGS(position->wal));
-	values[0] = CStringGetTextDatum(replica);
-	values[1] = CStringGetTextDatum(position->system_identifier);
-	values[2] = CStringGetTextDatum(position->snapshot);
-	values[3] = CStringGetTextDatum(wal);
+	memset(replace, true, sizeof(replace));
+	values[COL_REPLICA] = CStringGetTextDatum(replica);
+	values[COL_SYSTEM_IDENTIFIER] = CStringGetTextDatum(position->system_identifier);
+	values[COL_POSITION] = snapshot_datum(position->snapshot);
+	values[COL_WAL] = LSNGetDatum(position->wal);
+	isnull[COL_CONFIRMED] = position->confirmed == NULL;
 	if (position->confirmed != NULL)
-		values[4] = CStringGetTextDatum(position->confirmed);
-	else
-		nulls[4] = 'n';
-	if (SPI_execute_plan(store_plan, values, nulls, false, 0) != SPI_OK_INSERT ||
-		SPI_processed != 1)
-		elog(ERROR, "could not write pyreplica_position");
+		values[COL_CONFIRMED] = snapshot_datum(position->confirmed);
+	values[COL_CHANGED_AT] =
+		TimestampTzGetDatum(GetCurrentTransactionStartTimestamp());
+	write_row(values, isnull, replace);
+
 	set_string(&position->stored, position->snapshot);
 	position->stored_wal = position->wal;
 }
