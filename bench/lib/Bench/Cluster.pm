@@ -8,11 +8,14 @@ use warnings;
 use feature 'signatures';
 no warnings 'experimental::signatures';
 
-use Bench::Command qw(pg_program run_logged capture free_port);
+use Bench::Command
+  qw(pg_program run_logged capture free_port tail wait_until);
 use DBI;
+use Time::HiRes qw(time);
 
 our $DATABASE = 'bench';
 our $USER = 'bench';
+our $START_SECONDS = 60;
 
 our %COMMON_SETTINGS = (
 	fsync => 'off',
@@ -74,14 +77,40 @@ sub write_settings ($self)
 	return;
 }
 
+# Returns as soon as the server takes connections: pg_ctl -w would look only
+# every 100 ms, too seldom for those who measure from here.
 sub start ($self)
 {
-	run_logged("$self->{log}.start", pg_program('pg_ctl'), '-w', '-s',
+	run_logged("$self->{log}.start", pg_program('pg_ctl'), '-W', '-s',
 		'-D' => $self->{dir},
 		'-l' => $self->{log},
 		'start');
 	$self->{running} = 1;
+	my $begin = time();
+	wait_until(
+		"$self->{name} takes connections",
+		$START_SECONDS,
+		sub {
+			return 1 if eval { $self->connect('postgres')->disconnect; 1 };
+			die "$self->{name} did not start:\n" . tail($self->{log})
+			  if time() > $begin + 1 && !$self->is_alive;
+			return 0;
+		},
+		0.002);
 	return $self;
+}
+
+sub is_alive ($self)
+{
+	my $pid = $self->postmaster_pid // return 0;
+	return kill 0, $pid;
+}
+
+sub postmaster_pid ($self)
+{
+	open(my $file, '<', "$self->{dir}/postmaster.pid") or return undef;
+	my ($pid) = (<$file> // '') =~ /^(\d+)/;
+	return $pid;
 }
 
 sub stop ($self, $mode = 'fast')
@@ -165,10 +194,16 @@ sub pgbench ($self, @options)
 	return capture($self->pgbench_command(@options));
 }
 
+# The same for those who do not want to know.
+sub pgbench_logged ($self, @options)
+{
+	run_logged("$self->{log}.pgbench", $self->pgbench_command(@options));
+	return;
+}
+
 sub pgbench_init ($self, $scale)
 {
-	run_logged($self->{log},
-		$self->pgbench_command('-i', '-q', '-s' => $scale, '-I' => 'dtgp'));
+	$self->pgbench_logged('-i', '-q', '-s' => $scale, '-I' => 'dtgp');
 	return;
 }
 

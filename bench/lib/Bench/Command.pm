@@ -15,7 +15,7 @@ use Time::HiRes qw(sleep time);
 
 our @EXPORT_OK =
   qw(clean_environment pg_program pg_directory capture run_logged spawn
-  stop_process wait_until free_port tail);
+  stop_process wait_until free_port tail progress);
 
 # Nothing of the caller's environment may lead libpq elsewhere.
 sub clean_environment ()
@@ -103,25 +103,39 @@ sub reaped_within ($pid, $seconds)
 }
 
 # Asks until the answer is true; dies after the given time.
-sub wait_until ($what, $seconds, $question)
+sub wait_until ($what, $seconds, $question, $pause = 0.01)
 {
 	my $deadline = time() + $seconds;
 	until ($question->())
 	{
 		die "timed out after $seconds s waiting until $what\n"
 		  if time() > $deadline;
-		sleep 0.01;
+		sleep $pause;
 	}
 	return;
 }
 
+# One that is free now and was not given before.
 sub free_port ()
 {
-	my $socket = IO::Socket::INET->new(
-		LocalAddr => '127.0.0.1',
-		Proto => 'tcp',
-		Listen => 1) or die "no free port: $!\n";
-	return $socket->sockport;
+	state %given;
+	my $port;
+	do
+	{
+		my $socket = IO::Socket::INET->new(
+			LocalAddr => '127.0.0.1',
+			Proto => 'tcp',
+			Listen => 1) or die "no free port: $!\n";
+		$port = $socket->sockport;
+	} while ($given{$port}++);
+	return $port;
+}
+
+# What a long run is doing.
+sub progress (@words)
+{
+	print STDERR join(': ', @words), "\n";
+	return;
 }
 
 sub tail ($file, $count = 20)

@@ -9,18 +9,27 @@ no warnings 'experimental::signatures';
 
 use Bench::Cluster;
 use Bench::Load;
+use Bench::Markdown qw(section milliseconds);
+use Bench::Report::Drain;
 use Bench::Rounds;
 use Bench::Stats qw(median percentile spread);
 use List::Util qw(max);
 use POSIX ();
 
-# results: see Bench::Rounds.
+# results:
+#   server_version, load_average
+#   titles, versions    of the systems, by name
+#   systems             list, see Bench::Rounds
+#   backlogs            the drains' name, title, changes
+#   drains, limits      lists, see Bench::Drain
 sub render ($results, $options)
 {
 	return join("\n",
 		environment($results, $options),
-		grep { defined }
-		  rate_table($results), lag_table($results),
+		grep { defined } Bench::Report::Drain::rate_table($results),
+		Bench::Report::Drain::ratio_table($results),
+		Bench::Report::Drain::cpu_table($results),
+		rate_table($results), lag_table($results),
 		latency_table($results), bytes_table($results));
 }
 
@@ -29,15 +38,21 @@ sub environment ($results, $options)
 	my $settings = join(', ',
 		map { "$_=$Bench::Cluster::COMMON_SETTINGS{$_}" }
 		sort keys %Bench::Cluster::COMMON_SETTINGS);
-	my $systems =
-	  join(', ', map { "$_->{title} $_->{version}" } @{ $results->{systems} });
+	my $systems = join(', ',
+		map { "$results->{titles}{$_} $results->{versions}{$_}" }
+		sort keys %{ $results->{versions} });
 	return <<"TEXT";
 - ${\ POSIX::strftime('%Y-%m-%d', localtime)}, ${\ machine()};
   load average $results->{load_average} before the start
 - PostgreSQL $results->{server_version}; $systems
 - $settings; pgbench scale $options->{scale},
-  $options->{rounds} rounds, $options->{seconds} s a run
+  $options->{rounds} rounds, $options->{seconds} s a run${\ size($options)}
 TEXT
+}
+
+sub size ($options)
+{
+	return $options->{size} == 1 ? '' : ", backlogs times $options->{size}";
 }
 
 sub machine ()
@@ -72,7 +87,7 @@ sub slurp ($file)
 sub rate_table ($results)
 {
 	my @rows;
-	foreach my $system (@{ $results->{systems} })
+	foreach my $system (@{ $results->{systems} // [] })
 	{
 		foreach my $row (@{ $system->{rows} })
 		{
@@ -102,7 +117,7 @@ sub rate_table ($results)
 sub lag_table ($results)
 {
 	my @rows;
-	foreach my $system (@{ $results->{systems} })
+	foreach my $system (@{ $results->{systems} // [] })
 	{
 		foreach my $load (@Bench::Rounds::TIMED_LOADS)
 		{
@@ -145,7 +160,7 @@ sub latency_table ($results)
 			percentile(0.99, @latencies),
 			max(@latencies)
 		]
-	} grep { $_->{latencies} } @{ $results->{systems} };
+	} grep { $_->{latencies} } @{ $results->{systems} // [] };
 	return undef unless @rows;
 	return section('Latency from commit to visible, idle pair',
 		'Milliseconds.', [ '', 'samples', 'p50', 'p99', 'max' ], @rows);
@@ -154,7 +169,7 @@ sub latency_table ($results)
 sub bytes_table ($results)
 {
 	my @rows;
-	foreach my $system (@{ $results->{systems} })
+	foreach my $system (@{ $results->{systems} // [] })
 	{
 		foreach my $bytes (@{ $system->{bytes} // [] })
 		{
@@ -185,19 +200,6 @@ sub bytes_table ($results)
 			'log'
 		],
 		@rows);
-}
-
-sub milliseconds ($format, $seconds)
-{
-	return sprintf($format, $seconds * 1000);
-}
-
-sub section ($title, $note, $head, @rows)
-{
-	my @lines =
-	  map { '| ' . join(' | ', @$_) . ' |' }
-	  ($head, [ map { '---' } @$head ], @rows);
-	return join("\n", "### $title", '', $note, '', @lines, '');
 }
 
 1;

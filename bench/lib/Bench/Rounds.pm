@@ -1,9 +1,11 @@
+# The overhead: what a replicator takes from the rate of its master.
+#
 # The order of runs: one system at a time on a fresh pair, beside a fresh
 # baseline; in each round each load goes baseline, (b), baseline, (c),
 # baseline, so that every run of the system lies between two of the baseline.
 #
 # The result for a system:
-#   title, version
+#   name, title
 #   rows       names of the rates, in order
 #   rates      row => { baseline, rate_b, rate_c, share_b, share_c }, lists
 #   lag        load => { lags, drain_b, drain_c }, lists of seconds
@@ -18,9 +20,11 @@ use feature 'signatures';
 no warnings 'experimental::signatures';
 
 use Bench::Bytes;
+use Bench::Command qw(progress);
 use Bench::Lag;
 use Bench::Latency;
 use Bench::Load;
+use Bench::Schema qw(overhead_content);
 use Bench::Stats qw(mean);
 use Bench::System::Baseline;
 use File::Path qw(remove_tree);
@@ -35,27 +39,43 @@ sub bulk_tables ($options)
 	return 3 * $options->{rounds} * $Bench::Load::BULK_TABLES_A_RUN + 1;
 }
 
-sub new ($class, $top_dir, $template, $options)
+sub new ($class, $top_dir, $pairs, $options)
 {
 	return bless {
 		top_dir => $top_dir,
-		template => $template,
+		pairs => $pairs,
+		template => $pairs->template(
+			overhead_content($options->{scale}, bulk_tables($options))),
 		options => $options,
 	}, $class;
 }
 
+# Appends to results.
+sub measure_all ($self, $classes, $results)
+{
+	my $complete = eval {
+		push @{ $results->{systems} }, $self->measure_system($_)
+		  foreach @$classes;
+		1;
+	};
+	my $error = $@;
+	$self->end_system;
+	die $error unless $complete;
+	return;
+}
+
 sub measure_system ($self, $class)
 {
-	$self->{work_dir} = "$self->{top_dir}/" . lc $class->title;
+	$self->{work_dir} = "$self->{top_dir}/" . $class->name;
 	mkdir $self->{work_dir} or die "$self->{work_dir}: $!\n";
 	progress($class->title, 'set up');
-	my @new = ($self->{work_dir}, $self->{template},
-		bulk_tables($self->{options}));
+	my @new = ($self->{work_dir}, $self->{template});
 	my $baseline = $self->{baseline} = Bench::System::Baseline->new(@new);
 	my $system = $self->{system} = $class->new(@new);
 	$_->setup foreach $baseline, $system;
 	$self->{result} =
-	  { title => $system->title, version => $system->version, rows => [] };
+	  { name => $system->name, title => $system->title, rows => [] };
+	$self->{pairs}->note_version($system);
 
 	$self->measure_latency if $self->wanted('latency');
 	$self->warm_up;
@@ -73,6 +93,7 @@ sub measure_system ($self, $class)
 # Also the way out after an error.
 sub end_system ($self)
 {
+	return unless $self->{system} || $self->{baseline};
 	if (my $lag = delete $self->{lag}) { $lag->abandon; }
 	foreach my $role (qw(system baseline))
 	{
@@ -210,12 +231,6 @@ sub settle ($self)
 		$cluster->do((map { "VACUUM $_" } @{ $self->{baseline}{tables} }),
 			'CHECKPOINT');
 	}
-	return;
-}
-
-sub progress (@words)
-{
-	print STDERR join(': ', @words), "\n";
 	return;
 }
 

@@ -2,6 +2,7 @@
 # subclass in Bench/System/ says how one is put on the pair:
 #
 #   title              its name in the tables
+#   name               its name in paths and in the JSON
 #   missing            what is not installed, as text for the user, or undef
 #   version            its version (once set up)
 #   master_settings    settings it needs beyond the common ones (lists of
@@ -10,6 +11,8 @@
 #   setup_slave        called with both running
 #   start_daemons      processes that serve the slave, and how to end them
 #   stop_daemons
+#   master_daemons     the processes of them that serve either side, running
+#   slave_daemons
 #   log_bytes          bytes its log takes on the master, undef: it has none
 
 package Bench::System;
@@ -21,18 +24,17 @@ no warnings 'experimental::signatures';
 
 use Bench::Cluster;
 use Bench::Command qw(wait_until);
-use Bench::Schema qw(replicated_tables);
 use Time::HiRes qw(time);
 
 our $CATCH_UP_SECONDS = 600;
 
-sub new ($class, $work_dir, $template, $bulk_tables)
+sub new ($class, $work_dir, $template)
 {
 	my $self = bless {
 		work_dir => $work_dir,
-		tables => [ replicated_tables($bulk_tables) ],
+		tables => [ @{ $template->{tables} } ],
 	}, $class;
-	my $name = lc $self->title;
+	my $name = $self->name;
 	$self->{master} = Bench::Cluster->new($work_dir, "$name-master",
 		$self->master_settings)->copy_of($template);
 	$self->{slave} =
@@ -41,6 +43,8 @@ sub new ($class, $work_dir, $template, $bulk_tables)
 	  if $self->has_slave;
 	return $self;
 }
+
+sub name ($self) { return lc $self->title =~ s/\W+/-/gr; }
 
 sub has_slave ($self) { return 1; }
 
@@ -59,6 +63,10 @@ sub setup_slave ($self) { return; }
 sub start_daemons ($self) { return; }
 
 sub stop_daemons ($self) { return; }
+
+sub master_daemons ($self) { return; }
+
+sub slave_daemons ($self) { return; }
 
 sub log_bytes ($self) { return undef; }
 
@@ -114,9 +122,7 @@ sub teardown ($self)
 sub wait_caught_up ($self)
 {
 	my $begin = time();
-	my $id = $self->{master}->value(
-		'INSERT INTO bench_heartbeat (made) VALUES (clock_timestamp())
-		 RETURNING id');
+	my $id = $self->beat;
 	wait_until(
 		$self->title . "'s slave has caught up",
 		$CATCH_UP_SECONDS,
@@ -125,6 +131,15 @@ sub wait_caught_up ($self)
 			  ->value('SELECT count(*) FROM bench_heartbeat WHERE id = ?', $id);
 		});
 	return time() - $begin;
+}
+
+# Commits a row on the master that tells, where it is seen, that all before it
+# is there, too; returns its id.
+sub beat ($self)
+{
+	return $self->{master}->value(
+		'INSERT INTO bench_heartbeat (made) VALUES (clock_timestamp())
+		 RETURNING id');
 }
 
 # Dies unless master and slave have the same rows in the given tables.

@@ -72,6 +72,13 @@ sub stop_daemons ($self)
 	return;
 }
 
+sub master_daemons ($self)
+{
+	return grep { $_ } @{$self}{qw(ticker root_worker)};
+}
+
+sub slave_daemons ($self) { return grep { $_ } $self->{leaf_worker}; }
+
 sub teardown ($self)
 {
 	foreach my $process (qw(root_worker ticker))

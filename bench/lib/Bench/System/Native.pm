@@ -21,6 +21,8 @@ sub slave_settings ($self, $master)
 	return (wal_retrieve_retry_interval => '100ms');
 }
 
+sub subscription_options ($self) { return (); }
+
 sub setup_master ($self)
 {
 	my $tables = join(', ', @{ $self->{tables} });
@@ -31,9 +33,10 @@ sub setup_master ($self)
 sub setup_slave ($self)
 {
 	my $conninfo = $self->master->conninfo;
+	my $options = join(', ', 'copy_data = false', $self->subscription_options);
 	$self->slave->do(
 		"CREATE SUBSCRIPTION bench CONNECTION '$conninfo'
-		 PUBLICATION bench WITH (copy_data = false)");
+		 PUBLICATION bench WITH ($options)");
 	wait_until(
 		'the subscription streams',
 		30,

@@ -63,6 +63,10 @@ sub stop_daemons ($self)
 	return;
 }
 
+sub master_daemons ($self) { return grep { $_ } $self->{master_slon}; }
+
+sub slave_daemons ($self) { return grep { $_ } $self->{slave_slon}; }
+
 sub teardown ($self)
 {
 	stop_process(delete $self->{master_slon}) if $self->{master_slon};
