@@ -11,8 +11,9 @@ use Bench::Cluster;
 use Bench::Load;
 use Bench::Markdown qw(section milliseconds);
 use Bench::Report::Drain;
+use Bench::Report::Latency;
 use Bench::Rounds;
-use Bench::Stats qw(median percentile spread);
+use Bench::Stats qw(median spread);
 use List::Util qw(max);
 use POSIX ();
 
@@ -22,6 +23,7 @@ use POSIX ();
 #   systems             list, see Bench::Rounds
 #   backlogs            the drains' name, title, changes
 #   drains, limits      lists, see Bench::Drain
+#   latencies           list, see Bench::Latency
 sub render ($results, $options)
 {
 	return join("\n",
@@ -29,8 +31,8 @@ sub render ($results, $options)
 		grep { defined } Bench::Report::Drain::rate_table($results),
 		Bench::Report::Drain::ratio_table($results),
 		Bench::Report::Drain::cpu_table($results),
-		rate_table($results), lag_table($results),
-		latency_table($results), bytes_table($results));
+		Bench::Report::Latency::latency_table($results, $options),
+		rate_table($results), lag_table($results), bytes_table($results));
 }
 
 sub environment ($results, $options)
@@ -147,23 +149,6 @@ sub lag_table ($results)
 			'catch-up (c), s'
 		],
 		@rows);
-}
-
-sub latency_table ($results)
-{
-	my @rows = map {
-		my @latencies = @{ $_->{latencies} };
-		[
-			$_->{title},
-			scalar @latencies,
-			map { milliseconds('%.2f', $_) } percentile(0.5, @latencies),
-			percentile(0.99, @latencies),
-			max(@latencies)
-		]
-	} grep { $_->{latencies} } @{ $results->{systems} // [] };
-	return undef unless @rows;
-	return section('Latency from commit to visible, idle pair',
-		'Milliseconds.', [ '', 'samples', 'p50', 'p99', 'max' ], @rows);
 }
 
 sub bytes_table ($results)

@@ -9,7 +9,6 @@
 #   rows       names of the rates, in order
 #   rates      row => { baseline, rate_b, rate_c, share_b, share_c }, lists
 #   lag        load => { lags, drain_b, drain_c }, lists of seconds
-#   latencies  list of seconds
 #   bytes      see Bench::Bytes
 
 package Bench::Rounds;
@@ -22,7 +21,6 @@ no warnings 'experimental::signatures';
 use Bench::Bytes;
 use Bench::Command qw(progress);
 use Bench::Lag;
-use Bench::Latency;
 use Bench::Load;
 use Bench::Schema qw(overhead_content);
 use Bench::Stats qw(mean);
@@ -77,7 +75,6 @@ sub measure_system ($self, $class)
 	  { name => $system->name, title => $system->title, rows => [] };
 	$self->{pairs}->note_version($system);
 
-	$self->measure_latency if $self->wanted('latency');
 	$self->warm_up;
 	foreach my $round (1 .. $self->{options}{rounds})
 	{
@@ -107,15 +104,6 @@ sub end_system ($self)
 sub wanted ($self, $load)
 {
 	return grep { $_ eq $load } @{ $self->{options}{loads} };
-}
-
-sub measure_latency ($self)
-{
-	progress($self->{system}->title, 'latency');
-	my @latencies =
-	  Bench::Latency::measure($self->{system}, $self->{options}{samples});
-	$self->{result}{latencies} = \@latencies;
-	return;
 }
 
 sub measure_bytes ($self)

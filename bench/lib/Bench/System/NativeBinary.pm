@@ -9,9 +9,7 @@ no warnings 'experimental::signatures';
 
 use parent 'Bench::System::Native';
 
-sub title ($self) { return 'native, binary'; }
-
-sub name ($self) { return 'native-binary'; }
+sub title ($self) { return 'native binary'; }
 
 sub subscription_options ($self) { return ('binary = true'); }
 
