@@ -11,6 +11,7 @@ use Bench::Cluster;
 use Bench::Load;
 use Bench::Markdown qw(section milliseconds);
 use Bench::Report::Drain;
+use Bench::Report::Growth;
 use Bench::Report::Latency;
 use Bench::Rounds;
 use Bench::Stats qw(median spread);
@@ -23,6 +24,7 @@ use POSIX ();
 #   systems             list, see Bench::Rounds
 #   backlogs            the drains' name, title, changes
 #   drains, limits      lists, see Bench::Drain
+#   growth              list, see Bench::Growth
 #   latencies           list, see Bench::Latency
 sub render ($results, $options)
 {
@@ -31,6 +33,8 @@ sub render ($results, $options)
 		grep { defined } Bench::Report::Drain::rate_table($results),
 		Bench::Report::Drain::ratio_table($results),
 		Bench::Report::Drain::cpu_table($results),
+		Bench::Report::Growth::backlog_table($results),
+		Bench::Report::Growth::tables_table($results),
 		Bench::Report::Latency::latency_table($results, $options),
 		rate_table($results), lag_table($results), bytes_table($results));
 }

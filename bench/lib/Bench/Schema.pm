@@ -74,7 +74,8 @@ sub create_payload_table ($table)
 sub make_template ($work_dir, $content)
 {
 	my $template =
-	  Bench::Cluster->new($work_dir, "template-$content->{name}");
+	  Bench::Cluster->new($work_dir, "template-$content->{name}",
+		wal_recycle => 'off');
 	$template->initdb->start;
 	my $postgres = $template->connect('postgres');
 	$postgres->do("CREATE DATABASE $Bench::Cluster::DATABASE");
