@@ -4,6 +4,7 @@
 # A backlog is
 #   name      what --drains and the JSON call it
 #   title     its row in the tables
+#   short     its place in a chart
 #   changes   how many rows are changed
 #   content   what the tables hold before (see Bench::Schema)
 #   make      writes it on a cluster
@@ -17,6 +18,7 @@ use feature 'signatures';
 no warnings 'experimental::signatures';
 
 use Bench::Schema qw(tpcb_content create_payload_table);
+use Bench::Stats qw(thousands);
 
 our @DRAINS = qw(i ii iii iv v vi);
 
@@ -45,6 +47,7 @@ sub inserts ($name, $options)
 	my $insert = "INSERT INTO drain_$name SELECT i, " . payload('i');
 	return (
 		title => thousands($rows) . ' inserts, 100 per transaction',
+		short => 'inserts',
 		changes => $rows,
 		content => filled_table($name, 0),
 		limit => "$insert FROM generate_series(1, $rows) i",
@@ -65,6 +68,7 @@ sub random_updates ($name, $options)
 	return (
 		title => thousands($changes)
 		  . ' random updates by key, 10 per transaction',
+		short => 'updates',
 		changes => $changes,
 		content => filled_table($name, $rows),
 		make => sub ($cluster) {
@@ -83,6 +87,7 @@ sub deletes ($name, $options)
 	my ($changes, $rows) = map { scaled($_, $options) } 200_000, 500_000;
 	return (
 		title => thousands($changes) . ' deletes, 10 per transaction',
+		short => 'deletes',
 		changes => $changes,
 		content => filled_table($name, $rows),
 		make => sub ($cluster) {
@@ -105,6 +110,7 @@ sub tpcb ($name, $options)
 	my $transactions = scaled(50_000, $options);
 	return (
 		title => thousands($transactions) . ' TPC-B transactions of 4 changes',
+		short => 'TPC-B',
 		changes => 4 * $transactions,
 		content => tpcb_content($options->{scale}),
 		make => sub ($cluster) {
@@ -123,6 +129,7 @@ sub hot_updates ($name, $options)
 	my $changes = scaled(200_000, $options);
 	return (
 		title => thousands($changes) . " one-row updates over $HOT_KEYS keys",
+		short => 'hot updates',
 		changes => $changes,
 		content => filled_table($name, $HOT_KEYS),
 		make => sub ($cluster) {
@@ -140,6 +147,7 @@ sub one_transaction ($name, $options)
 	my $rows = scaled(1_000_000, $options);
 	return (
 		title => 'one transaction of ' . thousands($rows) . ' inserts',
+		short => 'one transaction',
 		changes => $rows,
 		content => filled_table($name, 0),
 		make => sub ($cluster) {
@@ -208,12 +216,6 @@ sub scaled ($count, $options)
 {
 	my $scaled = 100 * int($count * $options->{size} / 100 + 0.5);
 	return $scaled > 100 ? $scaled : 100;
-}
-
-sub thousands ($count)
-{
-	1 while $count =~ s/^(\d+)(\d{3})/$1,$2/;
-	return $count;
 }
 
 1;

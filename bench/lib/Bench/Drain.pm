@@ -34,7 +34,7 @@ sub measure_all ($pairs, $classes, $results, $options)
 	my @backlogs =
 	  map { Bench::Backlog::drain($_, $options) } @{ $options->{drains} };
 	$results->{backlogs} =
-	  [ map { { %$_{qw(name title changes)} } } @backlogs ];
+	  [ map { { %$_{qw(name title short changes)} } } @backlogs ];
 	foreach my $round (1 .. $options->{rounds})
 	{
 		foreach my $backlog (@backlogs)

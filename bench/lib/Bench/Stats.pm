@@ -1,4 +1,4 @@
-# The few figures that are made of others.
+# The few figures that are made of others, and how they are written.
 
 package Bench::Stats;
 
@@ -11,7 +11,7 @@ use Exporter 'import';
 use List::Util qw(min max sum);
 use POSIX ();
 
-our @EXPORT_OK = qw(mean median percentile spread);
+our @EXPORT_OK = qw(mean median percentile spread thousands);
 
 sub mean (@values)
 {
@@ -43,6 +43,13 @@ sub spread ($format, @values)
 	return $text if @values == 1;
 	return
 	  sprintf("%s ($format–$format)", $text, min(@values), max(@values));
+}
+
+# A number for people.
+sub thousands ($count)
+{
+	1 while $count =~ s/^(\d+)(\d{3})/$1,$2/;
+	return $count;
 }
 
 1;

@@ -7,9 +7,8 @@ use warnings;
 use feature 'signatures';
 no warnings 'experimental::signatures';
 
-use Bench::Backlog;
 use Bench::Markdown qw(section);
-use Bench::Stats qw(median spread);
+use Bench::Stats qw(median spread thousands);
 use List::Util qw(uniq);
 
 our $REFERENCE_BACKLOG = 100_000;
@@ -22,7 +21,7 @@ sub backlog_table ($results)
 	{
 		push @rows,
 		  [
-			Bench::Backlog::thousands($changes),
+			thousands($changes),
 			cells(
 				\@records,
 				sub ($record) { $record->{changes} == $changes },
@@ -47,7 +46,7 @@ sub tables_table ($results)
 		my ($tables, $spread) = @$record{qw(tables spread)};
 		push @rows,
 		  [
-			Bench::Backlog::thousands($tables),
+			thousands($tables),
 			$spread == 1 ? 'one of them' : 'all of them',
 			cells(
 				\@records,
@@ -61,7 +60,7 @@ sub tables_table ($results)
 		'Growth of the number of replicated tables',
 		'Thousand changes per second, median (min–max), and the median as a'
 		  . ' multiple of that with one table. The same changes, '
-		  . Bench::Backlog::thousands($records[0]{changes})
+		  . thousands($records[0]{changes})
 		  . ' of them, to one of the tables or to all of them in turns.',
 		[
 			'tables',
