@@ -147,7 +147,7 @@ sub one_transaction ($name, $options)
 	my $rows = scaled(1_000_000, $options);
 	return (
 		title => 'one transaction of ' . thousands($rows) . ' inserts',
-		short => 'one transaction',
+		short => 'bulk',
 		changes => $rows,
 		content => filled_table($name, 0),
 		make => sub ($cluster) {

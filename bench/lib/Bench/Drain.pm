@@ -48,6 +48,7 @@ sub measure_all ($pairs, $classes, $results, $options)
 	return;
 }
 
+# The record, or none if it failed.
 sub measure ($pairs, $class, $backlog, $round)
 {
 	my %record = (round => $round, %$backlog{qw(changes)});
@@ -62,7 +63,7 @@ sub measure ($pairs, $class, $backlog, $round)
 			settle($system->master);
 			drain($system, \%record);
 			$system->compare_content(@{ $system->{tables} });
-		});
+		}) or return;
 	$record{rate} = $record{changes} / $record{seconds};
 	progress(
 		"drain $backlog->{name}",
@@ -131,7 +132,7 @@ sub limit ($pairs, $backlog, $round)
 			my $begin = time();
 			$cluster->do("INSERT INTO $table SELECT * FROM limit_source");
 			$record{seconds} = time() - $begin;
-		});
+		}) or return;
 	$record{rate} = $record{changes} / $record{seconds};
 	progress("limit of drain $backlog->{name}",
 		"round $round", sprintf('%.0f/s', $record{rate}));

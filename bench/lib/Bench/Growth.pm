@@ -40,10 +40,9 @@ sub measure_all ($pairs, $classes, $results, $options)
 		{
 			foreach my $class (@growing)
 			{
-				my $record =
-				  Bench::Drain::measure($pairs, $class, $point, $round);
 				push @{ $results->{growth} },
-				  { %$record, %$point{qw(series tables spread)} };
+				  map { { %$_, %$point{qw(series tables spread)} } }
+				  Bench::Drain::measure($pairs, $class, $point, $round);
 			}
 		}
 	}

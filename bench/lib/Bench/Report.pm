@@ -20,7 +20,9 @@ use POSIX ();
 
 # results:
 #   server_version, load_average
-#   titles, versions    of the systems, by name
+#   titles, versions,
+#     settings          of the systems, by name
+#   failures            list of { system, what, error }
 #   systems             list, see Bench::Rounds
 #   backlogs            the drains' name, title, changes
 #   drains, limits      lists, see Bench::Drain
@@ -30,7 +32,8 @@ sub render ($results, $options)
 {
 	return join("\n",
 		environment($results, $options),
-		grep { defined } Bench::Report::Drain::rate_table($results),
+		grep { defined } failures($results),
+		Bench::Report::Drain::rate_table($results),
 		Bench::Report::Drain::ratio_table($results),
 		Bench::Report::Drain::cpu_table($results),
 		Bench::Report::Growth::backlog_table($results),
@@ -53,7 +56,25 @@ sub environment ($results, $options)
 - PostgreSQL $results->{server_version}; $systems
 - $settings; pgbench scale $options->{scale},
   $options->{rounds} rounds, $options->{seconds} s a run${\ size($options)}
+${\ own_settings($results)}
 TEXT
+}
+
+sub failures ($results)
+{
+	my @failures = @{ $results->{failures} // [] } or return undef;
+	return join("\n",
+		'### Failed, and not in the tables', '',
+		(map { "- $_->{system}, $_->{what}: " . $_->{error} =~ s/\s+/ /gr } @failures), '');
+}
+
+# How the replicators are set up.
+sub own_settings ($results)
+{
+	my %settings = %{ $results->{settings} // {} };
+	return join('',
+		map { "- $results->{titles}{$_}: $settings{$_}\n" }
+		grep { $settings{$_} } sort keys %settings);
 }
 
 sub size ($options)

@@ -51,14 +51,17 @@ sub new ($class, $top_dir, $pairs, $options)
 # Appends to results.
 sub measure_all ($self, $classes, $results)
 {
-	my $complete = eval {
-		push @{ $results->{systems} }, $self->measure_system($_)
-		  foreach @$classes;
-		1;
-	};
-	my $error = $@;
-	$self->end_system;
-	die $error unless $complete;
+	foreach my $class (@$classes)
+	{
+		my $complete = eval {
+			push @{ $results->{systems} }, $self->measure_system($class);
+			1;
+		};
+		my $error = $@;
+		$self->end_system;
+		$self->{pairs}->note_failure($class->name, 'overhead', $error)
+		  unless $complete;
+	}
 	return;
 }
 
@@ -73,7 +76,7 @@ sub measure_system ($self, $class)
 	$_->setup foreach $baseline, $system;
 	$self->{result} =
 	  { name => $system->name, title => $system->title, rows => [] };
-	$self->{pairs}->note_version($system);
+	$self->{pairs}->note_system($system);
 
 	$self->warm_up;
 	foreach my $round (1 .. $self->{options}{rounds})

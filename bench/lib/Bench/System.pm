@@ -7,6 +7,7 @@
 #   version            its version (once set up)
 #   master_settings    settings it needs beyond the common ones (lists of
 #   slave_settings       names and values)
+#   own_settings       how it is set up otherwise, for the reader
 #   setup_master       called with the master running, before the slave starts
 #   setup_slave        called with both running
 #   start_daemons      processes that serve the slave, and how to end them
@@ -55,6 +56,8 @@ sub version ($self) { return ''; }
 sub master_settings ($self) { return (); }
 
 sub slave_settings ($self, $master) { return (); }
+
+sub own_settings ($self) { return (); }
 
 sub setup_master ($self) { return; }
 
@@ -116,6 +119,23 @@ sub teardown ($self)
 		eval { $step->(); 1 } or warn $@;
 	}
 	return;
+}
+
+# All settings that differ from the common ones, for the reader.
+sub settings_text ($self)
+{
+	my @parts;
+	foreach my $part (
+		[ 'its own' => $self->own_settings ],
+		[ 'master' => $self->master_settings ],
+		[ 'slave' => $self->slave_settings($self->{master}) ])
+	{
+		my ($whose, %settings) = @$part;
+		my @words = map { "$_=$settings{$_}" }
+		  grep { !/conninfo/ } sort keys %settings;
+		push @parts, "$whose: " . join(', ', @words) if @words;
+	}
+	return join('; ', @parts);
 }
 
 # Seconds until the slave shows what is committed on the master now.

@@ -37,6 +37,14 @@ sub version ($self)
 		q{SELECT extversion FROM pg_extension WHERE extname = 'londiste'});
 }
 
+sub own_settings ($self)
+{
+	return (
+		loop_delay => $LOOP_DELAY,
+		ticker_period => $TICKER_PERIOD,
+		ticker_max_lag => $TICKER_MAX_LAG);
+}
+
 sub setup_slave ($self)
 {
 	foreach my $cluster ($self->master, $self->slave)

@@ -1,4 +1,5 @@
-# The server's own logical replication: a publication and a subscription.
+# The server's own logical replication: a publication and a subscription, which
+# has own_settings as options.
 
 package Bench::System::Native;
 
@@ -21,8 +22,6 @@ sub slave_settings ($self, $master)
 	return (wal_retrieve_retry_interval => '100ms');
 }
 
-sub subscription_options ($self) { return (); }
-
 sub setup_master ($self)
 {
 	my $tables = join(', ', @{ $self->{tables} });
@@ -33,7 +32,8 @@ sub setup_master ($self)
 sub setup_slave ($self)
 {
 	my $conninfo = $self->master->conninfo;
-	my $options = join(', ', 'copy_data = false', $self->subscription_options);
+	my %options = (copy_data => 'false', $self->own_settings);
+	my $options = join(', ', map { "$_ = $options{$_}" } sort keys %options);
 	$self->slave->do(
 		"CREATE SUBSCRIPTION bench CONNECTION '$conninfo'
 		 PUBLICATION bench WITH ($options)");

@@ -11,6 +11,6 @@ use parent 'Bench::System::Native';
 
 sub title ($self) { return 'native binary'; }
 
-sub subscription_options ($self) { return ('binary = true'); }
+sub own_settings ($self) { return (binary => 'true'); }
 
 1;

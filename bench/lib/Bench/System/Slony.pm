@@ -33,6 +33,8 @@ sub version ($self)
 	return $self->master->value('SELECT _bench.getModuleVersion()');
 }
 
+sub own_settings ($self) { return %SETTINGS; }
+
 sub setup_slave ($self)
 {
 	$self->slonik('cluster', $self->cluster_script);
