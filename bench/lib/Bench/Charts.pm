@@ -10,7 +10,7 @@ use feature 'signatures';
 no warnings 'experimental::signatures';
 
 use Bench::Gnuplot;
-use Bench::Stats qw(percentile);
+use Bench::Stats qw(percentile cpu_per_100k);
 use List::Util qw(uniq);
 
 our %CHARTS = (
@@ -50,9 +50,7 @@ sub drains_cpu ($results)
 		$results,
 		title => 'CPU time of a drain, both sides',
 		y_label => 'CPU seconds per 100,000 changes',
-		value => sub ($run) {
-			($run->{cpu}{master} + $run->{cpu}{slave}) / $run->{changes} * 100_000;
-		});
+		value => sub ($run) { cpu_per_100k($run, qw(master slave)) });
 }
 
 sub drain_bars ($results, %chart)
@@ -102,10 +100,10 @@ sub latency ($results)
 					map {
 						my $system = $_;
 						my @latencies =
-						  map { @{ $_->{latencies} } }
-						  grep { $_->{system} eq $system && $_->{kind} eq $kind }
-						  @$records;
-						[ @latencies ? 1000 * percentile($share, @latencies) : () ]
+						  latencies($records, $system, $kind);
+						@latencies
+						  ? [ 1000 * percentile($share, @latencies) ]
+						  : []
 					} @systems
 				]
 			  ];
@@ -119,6 +117,12 @@ sub latency ($results)
 		settings => [ 'set logscale y', 'set yrange [0.1:*]' ],
 		groups => [ map { $results->{titles}{$_} } @systems ],
 		series => \@series);
+}
+
+sub latencies ($records, $system, $kind)
+{
+	return map { @{ $_->{latencies} } }
+	  grep { $_->{system} eq $system && $_->{kind} eq $kind } @$records;
 }
 
 sub growth_backlog ($results)
@@ -185,7 +189,8 @@ sub overhead ($results)
 	my @rows = uniq(map { @{ $_->{rows} } } @systems) or return;
 	return (
 		\&Bench::Gnuplot::bars,
-		title => 'Rate on the master with the slave consuming on the same cores',
+		title => 'Rate on the master while the slave consumes on the same'
+		  . ' cores',
 		y_label => 'share of the unreplicated rate',
 		groups => \@rows,
 		series => [

@@ -76,7 +76,8 @@ sub lines (%chart)
 		'set logscale x',
 		sprintf('set xrange [%f:%f]', $x[0] / 1.5, $x[-1] * 1.5),
 		'set xlabel ' . quoted($chart{x_label}),
-		'set xtics (' . join(', ', map { quoted(thousands($_)) . " $_" } @x) . ')',
+		'set xtics ('
+		  . join(', ', map { quoted(thousands($_)) . " $_" } @x) . ')',
 		@blocks,
 		'plot ' . join(', ', @plots));
 }

@@ -57,7 +57,8 @@ sub points ($largest)
 		(map { point('backlog', $_, 1, 1) } grep { $_ <= $largest } @BACKLOGS),
 		map {
 			my $tables = $_;
-			map { point('tables', $few, $tables, $_) } $tables == 1 ? 1 : (1, $tables)
+			map { point('tables', $few, $tables, $_) }
+			  $tables == 1 ? 1 : (1, $tables)
 		} @TABLES);
 }
 

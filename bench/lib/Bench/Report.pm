@@ -65,7 +65,11 @@ sub failures ($results)
 	my @failures = @{ $results->{failures} // [] } or return undef;
 	return join("\n",
 		'### Failed, and not in the tables', '',
-		(map { "- $_->{system}, $_->{what}: " . $_->{error} =~ s/\s+/ /gr } @failures), '');
+		(
+			map { "- $_->{system}, $_->{what}: " . $_->{error} =~ s/\s+/ /gr }
+			  @failures
+		),
+		'');
 }
 
 # How the replicators are set up.

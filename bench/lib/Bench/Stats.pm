@@ -11,7 +11,7 @@ use Exporter 'import';
 use List::Util qw(min max sum);
 use POSIX ();
 
-our @EXPORT_OK = qw(mean median percentile spread thousands);
+our @EXPORT_OK = qw(mean median percentile spread thousands cpu_per_100k);
 
 sub mean (@values)
 {
@@ -43,6 +43,12 @@ sub spread ($format, @values)
 	return $text if @values == 1;
 	return
 	  sprintf("%s ($format–$format)", $text, min(@values), max(@values));
+}
+
+# Of a record of Bench::Drain.
+sub cpu_per_100k ($run, @sides)
+{
+	return sum(map { $run->{cpu}{$_} } @sides) / $run->{changes} * 100_000;
 }
 
 # A number for people.

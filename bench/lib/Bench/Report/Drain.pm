@@ -8,7 +8,7 @@ use feature 'signatures';
 no warnings 'experimental::signatures';
 
 use Bench::Markdown qw(section);
-use Bench::Stats qw(median spread);
+use Bench::Stats qw(median spread cpu_per_100k);
 use List::Util qw(max uniq);
 
 our @NATIVE = qw(native native-binary);
@@ -19,16 +19,18 @@ sub rate_table ($results)
 	return table(
 		$results,
 		'Drain of a backlog',
-		'Thousand changes per second, median (min–max) of the rounds, until the'
-		  . ' slave that was stopped shows the last row; rows counted and'
+		'Thousand changes per second, median (min–max) of the rounds, until'
+		  . ' the slave that was stopped shows the last row; rows counted and'
 		  . ' hashed on both sides after each.'
 		  . (
 			@limits
 			? ' Limit: one INSERT ... SELECT of the same rows into the same'
-			  . ' empty table; in brackets the share that pyreplica reaches of it.'
+			  . ' empty table; in brackets the share that pyreplica reaches.'
 			: ''
 		  ),
-		sub ($runs, $backlog) { spread('%.0f', map { $_->{rate} / 1000 } @$runs) },
+		sub ($runs, $backlog) {
+			spread('%.0f', map { $_->{rate} / 1000 } @$runs);
+		},
 		@limits ? [ limit => sub ($backlog) { limit_cell($results, $backlog) } ]
 		: ());
 }
@@ -83,20 +85,14 @@ sub cpu_table ($results)
 		'All processes of both sides during the drain, median of the rounds'
 		  . ' (master + slave).',
 		sub ($runs, $backlog) {
-			my %cpu = map {
-				my $side = $_;
-				$side =>
-				  [ map { cpu_per_100k($_, $side) } @$runs ]
-			} qw(master slave);
-			my @sums = map { $cpu{master}[$_] + $cpu{slave}[$_] } 0 .. $#$runs;
-			return sprintf('%.2f (%.2f + %.2f)',
-				map { median(@$_) } \@sums, @cpu{qw(master slave)});
+			return sprintf(
+				'%.2f (%.2f + %.2f)',
+				map {
+					my @sides = @$_;
+					median(map { cpu_per_100k($_, @sides) } @$runs)
+				} [qw(master slave)],
+				['master'], ['slave']);
 		});
-}
-
-sub cpu_per_100k ($run, $side)
-{
-	return $run->{cpu}{$side} / $run->{changes} * 100_000;
 }
 
 # extra: optional, [ head, sub ($backlog) ] of a last column.

@@ -11,6 +11,8 @@ use Bench::Markdown qw(section milliseconds);
 use Bench::Stats qw(mean median percentile spread);
 use List::Util qw(max uniq);
 
+our @SHARES = (0.5, 0.99);
+
 sub latency_table ($results, $options)
 {
 	my @records = @{ $results->{latencies} // [] } or return undef;
@@ -40,29 +42,33 @@ sub row ($results, $kind, $system, $records, $native)
 {
 	my @all = samples($records) or return;
 	my @reference = samples($native);
+	my @p = map { percentile($_, @all) } @SHARES;
 	return [
 		$kind,
 		$results->{titles}{$system},
 		scalar @all,
-		(
-			map { milliseconds('%.2f', $_) } (map { percentile($_, @all) } 0.5, 0.99),
-			max(@all)
-		),
+		(map { milliseconds('%.2f', $_) } @p, max(@all)),
 		spread('%.2f', map { 1000 * median(@{ $_->{latencies} }) } @$records),
 		(
 			map {
 				@reference
-				  ? sprintf('%.2f', percentile($_, @all) / percentile($_, @reference))
+				  ? sprintf('%.2f',
+					$p[$_] / percentile($SHARES[$_], @reference))
 				  : '-'
-			} 0.5, 0.99
+			} 0 .. $#SHARES
 		),
-		$kind eq 'busy' ? sprintf('%.0f', mean(map { $_->{tps} } @$records)) : '-'
+		$kind eq 'busy'
+		? sprintf('%.0f', mean(map { $_->{tps} } @$records))
+		: '-'
 	];
 }
 
 sub of ($records, $kind, $system)
 {
-	return [ grep { $_->{kind} eq $kind && $_->{system} eq $system } @$records ];
+	return [
+		grep { $_->{kind} eq $kind && $_->{system} eq $system }
+		  @$records
+	];
 }
 
 sub samples ($records)
