@@ -22,15 +22,6 @@ pyreplica.window_memory = 1MB
 max_wal_size = 4GB
 CONF
 
-# Private memory of a process, in MB; 0 when it is not there.
-sub memory
-{
-	my ($pid) = @_;
-	open(my $status, '<', "/proc/$pid/status") or return 0;
-	my ($kb) = join('', <$status>) =~ /^RssAnon:\s+(\d+) kB/m;
-	return ($kb // 0) / 1024;
-}
-
 sub worker_pid
 {
 	return status_value($slave, 'pid') || 0;
@@ -44,10 +35,10 @@ sub growth
 	my $session = $master->background_psql('postgres');
 	my $backend = $session->query_safe('SELECT pg_backend_pid()');
 	my $worker  = worker_pid();
-	my @before  = (memory($backend), memory($worker));
+	my @before  = (memory_of($backend), memory_of($worker));
 	my @most    = @before;
 	my $measure = sub {
-		my @now = (memory($backend), memory($worker));
+		my @now = (memory_of($backend), memory_of($worker));
 		foreach my $i (0, 1)
 		{
 			$most[$i] = $now[$i] if $now[$i] > $most[$i];

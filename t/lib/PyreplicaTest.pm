@@ -41,6 +41,7 @@ our @EXPORT = qw(
   set_conf status_value wait_status seconds_of is_same_rows count_log
   master_pid restore_cold black_hole stays_true
   start_looping start_watching stop_looping
+  hold_back let_go memory_of
 );
 
 # Seconds that anything may take before a test gives it up.
@@ -68,8 +69,19 @@ sub conninfo_setting
 	return "pyreplica.master_conninfo = '$conninfo'\n";
 }
 
+# The database that a server is tested in.
+my %database;
+
+sub database_of
+{
+	my ($node) = @_;
+	return $database{ $node->name } // 'postgres';
+}
+
 # A slave of that master; started unless told otherwise (start => 0).  With
-# streaming => 1, a server that can have a standby.
+# streaming => 1, a server that can have a standby.  With database => 'name',
+# one that replicates into a database of this name, which is its name for the
+# master, too.
 sub new_slave
 {
 	my ($master, $name, %option) = @_;
@@ -82,8 +94,16 @@ sub new_slave
 		  . "pyreplica.retry_interval_max = 1s\n"
 		  . "log_line_prefix = '%m [%p] %b '\n"
 		  . conninfo_setting($master));
+	if (defined $option{database})
+	{
+		$database{ $node->name } = $option{database};
+		$node->append_conf('postgresql.conf',
+			"pyreplica.database = '$option{database}'\n");
+	}
 	$node->append_conf('postgresql.conf', $option{conf}) if $option{conf};
 	$node->start unless defined $option{start} && !$option{start};
+	$node->safe_psql('postgres', "CREATE DATABASE $option{database}")
+	  if defined $option{database};
 	return $node;
 }
 
@@ -101,7 +121,7 @@ sub new_pair
 sub on_both
 {
 	my ($master, $slave, $sql) = @_;
-	$_->safe_psql('postgres', $sql) for ($master, $slave);
+	$_->safe_psql(database_of($_), $sql) for ($master, $slave);
 	return;
 }
 
@@ -119,7 +139,7 @@ sub wait_caught_up
 {
 	my ($slave, $seconds) = @_;
 	$seconds //= $TIMEOUT;
-	my $came = $slave->safe_psql('postgres',
+	my $came = $slave->safe_psql(database_of($slave),
 		"SELECT pyreplica_wait(timeout => '$seconds s')");
 	BAIL_OUT("the slave did not catch up:\n" . status($slave))
 	  unless $came eq 't';
@@ -130,7 +150,7 @@ sub wait_caught_up
 sub status
 {
 	my ($slave) = @_;
-	return $slave->safe_psql('postgres',
+	return $slave->safe_psql(database_of($slave),
 		'\x on' . "\n" . 'SELECT * FROM pyreplica_status');
 }
 
@@ -138,10 +158,10 @@ sub status
 sub wait_worker
 {
 	my ($slave) = @_;
-	$slave->poll_query_until('postgres',
+	$slave->poll_query_until(database_of($slave),
 		q(SELECT count(*) = 1 FROM pg_extension WHERE extname = 'pyreplica'))
 	  or BAIL_OUT('the worker did not create its extension');
-	$slave->poll_query_until('postgres',
+	$slave->poll_query_until(database_of($slave),
 		q(SELECT count(*) = 1 FROM pyreplica_status WHERE state = 'waiting'))
 	  or BAIL_OUT("the worker does not wait:\n" . status($slave));
 	return;
@@ -151,7 +171,7 @@ sub wait_worker
 sub content
 {
 	my ($node, $table, $database) = @_;
-	return $node->safe_psql($database // 'postgres',
+	return $node->safe_psql($database // database_of($node),
 		"SELECT t::text FROM $table t ORDER BY 1");
 }
 
@@ -238,7 +258,7 @@ sub set_conf
 sub status_value
 {
 	my ($slave, $expression, $database) = @_;
-	my ($rc,    $value, $complaint) = $slave->psql($database // 'postgres',
+	my ($rc,    $value, $complaint) = $slave->psql($database // database_of($slave),
 		"SELECT $expression FROM pyreplica_status");
 	return $rc == 0 ? $value : undef;
 }
@@ -357,6 +377,66 @@ sub stop_looping
 		}) or die 'could not stop a loop';
 	$loop->{run}->finish;
 	return slurp_file("$loop->{base}.out");
+}
+
+# Keeps slaves from going on, so that what the master commits meanwhile comes
+# to them as one window, or few large ones: their workers stop when they are
+# about to store a position.  The first is made to try, with a table of our
+# own.
+my %has_pulse;
+
+sub hold_back
+{
+	my ($master, @slaves) = @_;
+	my $blocked = q(SELECT count(*) FROM pg_locks
+		WHERE relation = 'pyreplica_position'::regclass AND NOT granted);
+	my @sessions;
+
+	foreach my $node ($master, @slaves)
+	{
+		next if $has_pulse{ $node->name }++;
+		$node->safe_psql(database_of($node),
+			'CREATE TABLE pulse (id int PRIMARY KEY, n int)');
+		next if $node != $master;
+		log_table($master, 'pulse');
+	}
+	$master->safe_psql('postgres',
+		'INSERT INTO pulse VALUES (1, 0) ON CONFLICT DO NOTHING');
+	foreach my $slave (@slaves)
+	{
+		wait_caught_up($slave);
+		my $session = $slave->background_psql(database_of($slave));
+		$session->set_query_timer_restart();
+		$session->query_safe(
+			'BEGIN; LOCK TABLE pyreplica_position IN EXCLUSIVE MODE');
+		push @sessions, $session;
+	}
+	$master->safe_psql('postgres', 'UPDATE pulse SET n = n + 1');
+	foreach my $i (0 .. $#slaves)
+	{
+		poll_until(sub { $sessions[$i]->query_safe($blocked) eq '1' })
+		  or BAIL_OUT(
+			"the slave is not held back:\n" . status($slaves[$i]));
+	}
+	return \@sessions;
+}
+
+# Lets them go on.
+sub let_go
+{
+	my ($sessions) = @_;
+	$_->query_safe('COMMIT') for @$sessions;
+	$_->quit for @$sessions;
+	return;
+}
+
+# Private memory of a process, in MB; 0 when it is not there.
+sub memory_of
+{
+	my ($pid) = @_;
+	open(my $status, '<', "/proc/$pid/status") or return 0;
+	my ($kb) = join('', <$status>) =~ /^RssAnon:\s+(\d+) kB/m;
+	return ($kb // 0) / 1024;
 }
 
 # Stories of rows: what is captured, and what comes of it.
