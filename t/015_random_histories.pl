@@ -773,6 +773,11 @@ while ($done < $rounds)
 }
 pass("after each of $batch batches, $done rounds, both slaves are equal to the master");
 
+# What only the slave has is as it made it itself.
+is( $session{$_}->query_safe(
+		q(SELECT count(*) FROM other_layout WHERE extra <> 'here' OR sum IS DISTINCT FROM a + b)),
+	'0', "$_ has its own columns, too") for sort keys %slave;
+
 # The test itself: much has happened.
 foreach my $name (sort keys %slave)
 {
