@@ -18,6 +18,7 @@ OBJS = \
 	src/common/config.o \
 	src/common/decode.o \
 	src/common/values.o \
+	src/common/keys.o \
 	src/common/render.o \
 	src/master/relinfo.o \
 	src/master/txbuffer.o \
@@ -31,7 +32,10 @@ OBJS = \
 	src/slave/worker.o \
 	src/slave/origin.o \
 	src/slave/fetch.o \
+	src/slave/merge.o \
 	src/slave/target.o \
+	src/slave/statement.o \
+	src/slave/sets.o \
 	src/slave/apply.o \
 	src/slave/position.o \
 	src/slave/local.o

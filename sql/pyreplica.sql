@@ -567,7 +567,8 @@ CREATE FUNCTION pyreplica_status(
 	OUT database text, OUT "position" text,
 	OUT in_step_at timestamptz, OUT lag interval,
 	OUT last_window_at timestamptz,
-	OUT transactions bigint, OUT rows bigint, OUT conflicts bigint,
+	OUT transactions bigint, OUT rows bigint,
+	OUT windows bigint, OUT fallbacks bigint, OUT conflicts bigint,
 	OUT errors bigint, OUT last_error text, OUT last_error_at timestamptz)
 RETURNS SETOF record
 AS 'MODULE_PATHNAME', 'pyreplica_status' LANGUAGE C STRICT VOLATILE;

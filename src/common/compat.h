@@ -20,6 +20,7 @@
 #include "storage/buffile.h"
 #include "storage/lock.h"
 #include "utils/guc.h"
+#include "utils/memutils.h"
 
 /* 14 added indexUnchanged */
 #if PG_VERSION_NUM >= 140000
@@ -129,6 +130,15 @@ BufFileReadExact(BufFile *file, void *ptr, size_t size)
 	BufFileWrite(file, unconstify(void *, (const void *) (ptr)), size)
 #else
 #define BufFileWriteConst(file, ptr, size) BufFileWrite(file, ptr, size)
+#endif
+
+/* 15 gave it block sizes that grow */
+#if PG_VERSION_NUM >= 150000
+#define pyr_generation_context(parent, name) \
+	GenerationContextCreate(parent, name, ALLOCSET_DEFAULT_SIZES)
+#else
+#define pyr_generation_context(parent, name) \
+	GenerationContextCreate(parent, name, ALLOCSET_DEFAULT_MAXSIZE / 32)
 #endif
 
 /* 18 added logLockFailure */

@@ -36,11 +36,12 @@ bool		replica_enabled = true;
 int			keepalive_ms = 60 * 1000;
 
 /*
- * Slave: how much of a window is kept in memory; what is larger waits in a
- * temporary file.  Large windows are cut (between master transactions) at
- * about this size.
+ * Slave: memory for the changes that are applied in one go: half of it for
+ * merging them, a quarter for the window and one for the next one.  Windows
+ * are cut (between master transactions) so that they fit; one that does not
+ * waits in a temporary file and is merged piece by piece.
  */
-int			window_memory_kb = 16 * 1024;
+int			window_memory_kb = 64 * 1024;
 
 /*
  * Slave: how a window is applied (PyrApplyMode).  "auto" applies the net effect
@@ -227,7 +228,7 @@ pyr_config_define(void)
 							"Memory for the changes that are applied in one go.",
 							"More of them wait in a temporary file.",
 							&window_memory_kb,
-							16 * 1024, 64, MAX_KILOBYTES,
+							64 * 1024, 64, MAX_KILOBYTES,
 							PGC_SIGHUP,
 							GUC_UNIT_KB,
 							NULL, NULL, NULL);

@@ -264,15 +264,18 @@ parse_shape(PyrDecoder *decoder, const char *bytes, int len)
 	Cursor		cursor = {bytes, bytes + len, 0, bytes};
 	PyrShape   *shape = MemoryContextAllocZero(decoder->context,
 											   sizeof(PyrShape));
-	const char *verb;
+	const char *fixed;			/* verb and flags */
 	uint64		nkey = 0;
 	uint64		nset = 0;
 
-	if (!read_bytes(&cursor, 1, &verb))
+	if (!read_bytes(&cursor, 2, &fixed))
 		corrupt("an empty shape");
-	shape->verb = (PyrVerb) *verb;
-	if (strchr("IUDT", *verb) == NULL || *verb == '\0')
+	shape->verb = (PyrVerb) fixed[0];
+	if (strchr("IUDT", fixed[0]) == NULL || fixed[0] == '\0')
 		corrupt("unknown operation");
+	if ((fixed[1] & ~PYR_SHAPE_SHARED_KEY) != 0)
+		corrupt("unknown flags");
+	shape->has_shared_key = (fixed[1] & PYR_SHAPE_SHARED_KEY) != 0;
 	shape->schema = read_name(decoder, &cursor);
 	shape->table = read_name(decoder, &cursor);
 	if (!read_varint(&cursor, &nkey) || !read_varint(&cursor, &nset) ||

@@ -22,12 +22,13 @@ typedef struct PyrShape
 	const char *bytes;			/* as written; tells shapes apart */
 	int			len;
 	PyrVerb		verb;
+	bool		has_shared_key; /* rows can share a key for a while */
 	char	   *schema;
 	char	   *table;
 	int			nkey;
 	int			nset;
 	PyrShapeColumn *columns;	/* nkey + nset of them */
-	void	   *target;			/* for the user of the shape; NULL at first */
+	void	   *user;			/* for the user of the shape; NULL at first */
 } PyrShape;
 
 /* bytes of a value; len < 0: NULL */

@@ -11,7 +11,7 @@
  *
  *	stream	:= header shape* change*
  *	header	:= version:byte flags:byte(0) nshapes:varint body:varint
- *	shape	:= length:varint verb:byte schema:string table:string
+ *	shape	:= length:varint verb:byte flags:byte schema:string table:string
  *			   nkey:varint nset:varint column{nkey + nset}
  *	column	:= name:string type:varint
  *	change	:= shape:varint value{nkey + nset}
@@ -30,6 +30,10 @@
  *	'U'  update: the key as it was; the columns that changed, as they are now
  *	'D'  delete: the key
  *	'T'  truncate: no columns
+ *
+ * The flag PYR_SHAPE_SHARED_KEY tells that rows can share a key for a while:
+ * the master's table has no unique index on it that is checked at once.
+ * Changes of such a table mean what they say only in their order.
  *
  * A column's type tells how its values are written: the OID of a built-in
  * type means the bytes that values.c documents for it (binary, the same for
@@ -55,7 +59,9 @@
 #ifndef PYR_FORMAT_H
 #define PYR_FORMAT_H
 
-#define PYR_FORMAT_VERSION		1
+#define PYR_FORMAT_VERSION		2
+
+#define PYR_SHAPE_SHARED_KEY	0x01
 
 /* of a window */
 #define PYR_WINDOW_VERSION		1

@@ -172,6 +172,7 @@ write_shape(PyrRelInfo *info, PyrVerb verb, Bitmapset *set)
 
 	initStringInfo(&shape);
 	appendStringInfoChar(&shape, (char) verb);
+	appendStringInfoChar(&shape, info->has_shared_key ? PYR_SHAPE_SHARED_KEY : 0);
 	append_name(&shape, info->schema);
 	append_name(&shape, info->table);
 	append_varint(&shape, nkey);

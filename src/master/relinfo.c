@@ -19,6 +19,7 @@
 #include "catalog/pg_index.h"
 #include "catalog/pg_type.h"
 #include "common/compat.h"
+#include "common/keys.h"
 #include "master/relinfo.h"
 #include "utils/builtins.h"
 #include "utils/hsearch.h"
@@ -118,42 +119,6 @@ key_from_primary_key(Relation rel)
 }
 
 /*
- * The columns that unique (and exclusion) constraints and indexes look at;
- * all of them where that is left to an expression.
- */
-static Bitmapset *
-unique_columns(Relation rel)
-{
-	Bitmapset  *columns = NULL;
-	List	   *indexes = RelationGetIndexList(rel);
-	ListCell   *cell;
-
-	foreach(cell, indexes)
-	{
-		HeapTuple	tuple;
-		Form_pg_index index;
-		bool		is_plain;
-
-		tuple = SearchSysCache1(INDEXRELID, ObjectIdGetDatum(lfirst_oid(cell)));
-		if (!HeapTupleIsValid(tuple))
-			elog(ERROR, "cache lookup failed for index %u", lfirst_oid(cell));
-		index = (Form_pg_index) GETSTRUCT(tuple);
-		is_plain = heap_attisnull(tuple, Anum_pg_index_indpred, NULL) &&
-			heap_attisnull(tuple, Anum_pg_index_indexprs, NULL);
-		if (index->indisunique || index->indisexclusion)
-		{
-			if (!is_plain)
-				columns = bms_add_range(columns, 0, RelationGetNumberOfAttributes(rel) - 1);
-			for (int i = 0; is_plain && i < index->indnkeyatts; i++)
-				columns = bms_add_member(columns, index->indkey.values[i] - 1);
-		}
-		ReleaseSysCache(tuple);
-	}
-	list_free(indexes);
-	return columns;
-}
-
-/*
  * Whether the type's output is a name, qualified or not as search_path asks.
  */
 static bool
@@ -247,7 +212,7 @@ fill_info(PyrRelInfo *info, Relation rel, Trigger *trigger)
 			info->has_names = true;
 	}
 
-	info->unique = unique_columns(rel);
+	info->unique = pyr_unique_columns(rel);
 	info->nkey = list_length(key);
 	info->key = palloc(info->nkey * sizeof(AttrNumber));
 	foreach(cell, key)
@@ -257,6 +222,7 @@ fill_info(PyrRelInfo *info, Relation rel, Trigger *trigger)
 		info->key[foreach_current_index(cell)] = attnum;
 		info->columns[attnum - 1].is_key = true;
 	}
+	info->has_shared_key = !pyr_key_is_unique(rel, info->key, info->nkey, true);
 	for (int i = 0; i < desc->natts; i++)
 	{
 		if (info->columns[i].captured && !info->columns[i].is_key)

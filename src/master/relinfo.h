@@ -41,6 +41,7 @@ typedef struct PyrRelInfo
 	AttrNumber *key;			/* in the order the trigger names them */
 	Bitmapset  *but_key;		/* captured columns that are not key, from 0 */
 	Bitmapset  *unique;			/* columns that unique values depend on */
+	bool		has_shared_key; /* rows can share a key for a while */
 	bool		has_text;		/* some column travels as text ... */
 	bool		has_names;		/* ... that depends on search_path */
 } PyrRelInfo;

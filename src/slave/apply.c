@@ -4,38 +4,57 @@
  *	  A window into the slave's tables, and the position with it, in one local
  *	  transaction.
  *
- * The changes are applied one by one in the master's commit order, each with
- * its shape's saved plan.  A row that is to be updated or deleted and is not
- * there is a conflict: it is counted, logged and passed over.  Everything
- * else that goes wrong is an error, which rolls the whole window back.
+ * There are two ways.  In sets: the changes of the window are merged to their
+ * net effect (merge.c), which then takes a statement for many rows (sets.c);
+ * piece by piece if it would take more memory than pyreplica.window_memory.
+ * In strict order: each change by itself, in the master's commit order.  Both
+ * lead to the same rows.
+ *
+ * Sets come first, within a subtransaction.  If anything goes wrong, or
+ * rows are not where they should be, it is rolled back and the window applied
+ * in strict order, where it turns out which change is to blame.  A row that
+ * is to be updated or deleted and is not there is a conflict: it is counted,
+ * logged and passed over.  Everything else that goes wrong is an error, which
+ * rolls the whole window back.
+ *
+ * Tables where more than the net effect matters are applied one by one also
+ * within sets, see target.c.
  *
  *-------------------------------------------------------------------------
  */
 #include "postgres.h"
 
 #include "access/xact.h"
+#include "catalog/pg_class.h"
+#include "commands/trigger.h"
 #include "common/config.h"
 #include "common/decode.h"
 #include "common/render.h"
-#include "catalog/pg_class.h"
-#include "executor/spi.h"
 #include "mb/pg_wchar.h"
 #include "miscadmin.h"
 #include "nodes/makefuncs.h"
 #include "nodes/parsenodes.h"
-#include "commands/trigger.h"
 #include "pgstat.h"
 #include "slave/apply.h"
 #include "slave/local.h"
+#include "slave/merge.h"
+#include "slave/sets.h"
+#include "slave/statement.h"
 #include "slave/target.h"
 #include "utils/builtins.h"
 #include "utils/lsyscache.h"
 #include "utils/memutils.h"
-#include "utils/snapmgr.h"
+#include "utils/resowner.h"
 #include "utils/timestamp.h"
 
 #define REPORT_INTERVAL_MS	200
 #define KEY_LEN_MAX			300
+
+/*
+ * A window of fewer bytes is applied in order at once: it has some ten changes
+ * at most, and sets would not be faster.
+ */
+#define SMALL_WINDOW_BYTES	1024
 
 /* a window being applied */
 typedef struct ApplyState
@@ -59,6 +78,11 @@ typedef struct ApplyState
 	PyrChange  *change;
 	bool		is_describing;
 
+	/* changes being merged; NULL: they are applied in strict order */
+	PyrMerge   *merge;
+	PyrSets		sets;
+	List	   *conflicts;		/* messages, for when all has gone well */
+
 	/* tables to be truncated by one statement, as the master may have done */
 	int			ntruncated;
 	Oid			truncate_owner; /* of all of them */
@@ -72,6 +96,8 @@ typedef struct ApplyState
 static PyrDecoder *decoder = NULL;
 static int	decoder_encoding = -1;
 
+static uint64 window_number = 0;
+
 static PyrDecoder *
 get_decoder(int encoding)
 {
@@ -81,6 +107,25 @@ get_decoder(int encoding)
 		decoder = pyr_decoder_create(TopMemoryContext, encoding);
 	decoder_encoding = encoding;
 	return decoder;
+}
+
+/* changes are merged in here, in all windows */
+static PyrMerge *
+get_merge(void)
+{
+	static PyrMerge *merge = NULL;
+
+	if (merge == NULL)
+		merge = pyr_merge_create(TopMemoryContext);
+	pyr_merge_clear(merge);
+	return merge;
+}
+
+/* memory for a piece being merged; the other half is for windows */
+static size_t
+merge_limit(void)
+{
+	return (size_t) Max(window_memory_kb / 2, 64) * 1024;
 }
 
 static void
@@ -132,18 +177,18 @@ verb_words(PyrVerb verb)
 }
 
 /*
- * The change's key in parentheses, not too long for a log line.
+ * The key in parentheses, not too long for a log line.
  */
 static char *
-describe_key(ApplyState *state)
+describe_key(PyrChange *change, int encoding)
 {
 	StringInfoData key;
 
 	initStringInfo(&key);
-	if (state->change->shape->nkey == 0)
+	if (change->shape->nkey == 0)
 		return key.data;
 	appendStringInfoString(&key, " (");
-	pyr_render_key(&key, state->change, state->encoding);
+	pyr_render_key(&key, change, encoding);
 	if (key.len > KEY_LEN_MAX)
 	{
 		key.len = pg_mbcliplen(key.data, key.len, KEY_LEN_MAX);
@@ -160,6 +205,14 @@ error_context(void *arg)
 	ApplyState *state = arg;
 	char	   *key = "";
 
+	if (state->sets.target != NULL)
+	{
+		errcontext("pyreplica %s: applying %s table \"%s.%s\" (%d rows)",
+				   state->replica, verb_words(state->sets.verb),
+				   state->sets.target->schema, state->sets.target->table,
+				   state->sets.nrows);
+		return;
+	}
 	if (state->change == NULL)
 	{
 		errcontext("pyreplica %s: reading the master's transaction " UINT64_FORMAT ", commit number " INT64_FORMAT,
@@ -171,7 +224,7 @@ error_context(void *arg)
 	if (!state->is_describing)
 	{
 		state->is_describing = true;
-		key = describe_key(state);
+		key = describe_key(state->change, state->encoding);
 		state->is_describing = false;
 	}
 	errcontext("pyreplica %s: applying %s table \"%s.%s\"%s of the master's transaction " UINT64_FORMAT ", commit number " INT64_FORMAT,
@@ -181,22 +234,62 @@ error_context(void *arg)
 }
 
 /*
- * A row that is to be changed is not there.
+ * A row that is to be changed is not there.  It is said when all else has gone
+ * well: what is rolled back will be tried again.
  */
 static void
-report_missing(ApplyState *state)
+note_missing(ApplyState *state, PyrChange *change)
 {
-	PyrShape   *shape = state->change->shape;
+	PyrShape   *shape = change->shape;
+	MemoryContext oldcontext = MemoryContextSwitchTo(TopTransactionContext);
 
 	state->applied.conflicts++;
-	ereport(LOG,
-			(errmsg("pyreplica %s: conflict %s on table \"%s.%s\"%s",
-					state->replica,
-					shape->verb == PYR_UPDATE ? "update_missing" : "delete_missing",
-					shape->schema, shape->table, describe_key(state)),
-			 errdetail("The row is not on the slave; the master's %s is passed over.",
-					   shape->verb == PYR_UPDATE ? "update" : "delete"),
-			 errhidecontext(true)));
+	state->conflicts = lappend(state->conflicts,
+							   psprintf("%s on table \"%s.%s\"%s",
+										shape->verb == PYR_UPDATE
+										? "update_missing" : "delete_missing",
+										shape->schema, shape->table,
+										describe_key(change, state->encoding)));
+	MemoryContextSwitchTo(oldcontext);
+}
+
+/* a PyrMissingRow */
+static void
+note_missing_row(void *arg, PyrTarget *target, PyrVerb verb,
+				 const PyrValue *key)
+{
+	int			nkey = target->merge->nkey;
+	PyrShapeColumn *columns = palloc(nkey * sizeof(PyrShapeColumn));
+	PyrShape	shape = {
+		.verb = verb, .schema = target->schema, .table = target->table,
+		.nkey = nkey, .columns = columns
+	};
+	PyrChange	change = {&shape, unconstify(PyrValue *, key)};
+
+	for (int i = 0; i < nkey; i++)
+	{
+		PyrTargetColumn *column = &target->columns[target->merge->key[i]];
+
+		columns[i] = (PyrShapeColumn) {column->name, column->source};
+	}
+	note_missing(arg, &change);
+}
+
+static void
+report_conflicts(ApplyState *state)
+{
+	ListCell   *cell;
+
+	foreach(cell, state->conflicts)
+	{
+		char	   *what = lfirst(cell);
+
+		ereport(LOG,
+				(errmsg("pyreplica %s: conflict %s", state->replica, what),
+				 errdetail("The row is not on the slave; the master's %s is passed over.",
+						   what[0] == 'u' ? "update" : "delete"),
+				 errhidecontext(true)));
+	}
 }
 
 static void
@@ -213,33 +306,6 @@ log_statement(ApplyState *state)
 }
 
 /*
- * Runs the statement, or else the target's plan, as the owner of the table, so that what is attached to the
- * table (triggers, index expressions ...) gets no more rights than its owner
- * has.
- */
-static void
-execute_as_owner(Oid owner, const char *statement, PyrTarget *target)
-{
-	Oid			userid;
-	int			security;
-	int			rc;
-
-	GetUserIdAndSecContext(&userid, &security);
-	if (owner != userid)
-		SetUserIdAndSecContext(owner,
-							   security | SECURITY_RESTRICTED_OPERATION);
-	if (statement != NULL)
-		rc = SPI_execute(statement, false, 0);
-	else
-		rc = SPI_execute_plan(target->plan, target->values, target->nulls,
-							  false, 0);
-	SetUserIdAndSecContext(userid, security);
-	if (rc < 0)
-		elog(ERROR, "could not execute the plan: %s",
-			 SPI_result_code_string(rc));
-}
-
-/*
  * Truncates the tables gathered so far, together, as they may refer to one
  * another.
  */
@@ -248,7 +314,7 @@ flush_truncates(ApplyState *state)
 {
 	if (state->ntruncated == 0)
 		return;
-	execute_as_owner(state->truncate_owner, state->truncate.data, NULL);
+	pyr_statement_text(state->truncate_owner, state->truncate.data);
 	state->ntruncated = 0;
 	pfree(state->truncate.data);
 }
@@ -271,48 +337,119 @@ gather_truncate(ApplyState *state, PyrTarget *target)
 	}
 	else
 		appendStringInfoString(&state->truncate, ", ");
-	if (get_rel_relkind(target->relid) == RELKIND_RELATION)
+	if (target->relkind == RELKIND_RELATION)
 		appendStringInfoString(&state->truncate, "ONLY ");
 	appendStringInfoString(&state->truncate,
 						   quote_qualified_identifier(shape->schema, shape->table));
 	MemoryContextSwitchTo(oldcontext);
 }
 
+/*
+ * Applies the change by itself.
+ */
 static void
+apply_in_order(ApplyState *state, PyrBinding *binding)
+{
+	PyrShape   *shape = state->change->shape;
+	PyrStatement *statement;
+	uint64		touched;
+
+	flush_truncates(state);
+	if (binding->is_empty)
+		return;
+	statement = pyr_statement_get(binding->target, shape->verb,
+								  binding->merge.form);
+	touched = pyr_statement_change(statement, state->change->values,
+								   state->change->values, binding->merge.from,
+								   state->encoding);
+	if (shape->verb == PYR_INSERT || touched == 1)
+		return;
+	if (touched == 0)
+		note_missing(state, state->change);
+	else
+		ereport(ERROR,
+				(errcode(ERRCODE_CARDINALITY_VIOLATION),
+				 errmsg("table \"%s.%s\" has " UINT64_FORMAT " rows with one key on the slave",
+						shape->schema, shape->table, touched),
+				 errhint("Give the slave's table the master's primary key.")));
+}
+
+/*
+ * Carries out what has been merged so far.  False: it cannot be.
+ */
+static bool
+apply_merged(ApplyState *state)
+{
+	if (pyr_merge_tables(state->merge) == NIL)
+		return true;
+	flush_truncates(state);
+	if (!pyr_sets_run(&state->sets, state->merge))
+		return false;
+	pyr_merge_clear(state->merge);
+	return true;
+}
+
+/*
+ * Takes the change into the sets.  False: they have come to an end.
+ */
+static bool
+merge_change(ApplyState *state, PyrBinding *binding)
+{
+	PyrTarget  *target = binding->target;
+	bool		keeps_order;
+
+	if (target->route == PYR_ROUTE_AT_ONCE)
+	{
+		if (!apply_merged(state))
+			return false;
+		apply_in_order(state, binding);
+		return true;
+	}
+	if (binding->is_empty)
+		return true;
+
+	keeps_order = pyr_target_keeps_order(target, window_number) ||
+		state->change->shape->has_shared_key;
+	if (!target->merge->is_pending
+		? pyr_target_has_rival(target)
+		: keeps_order && !target->merge->keeps_order)
+	{
+		if (!apply_merged(state))
+			return false;
+	}
+	if (!pyr_merge_add(state->merge, &binding->merge, state->change->values,
+					   keeps_order))
+	{
+		state->sets.target = target;
+		return false;
+	}
+	return pyr_merge_bytes(state->merge) < merge_limit() ||
+		apply_merged(state);
+}
+
+/*
+ * Applies the change, or sees to it that it is applied.  False: not in sets.
+ */
+static bool
 apply_change(ApplyState *state)
 {
 	PyrShape   *shape = state->change->shape;
-	PyrTarget  *target;
+	PyrBinding *binding = pyr_target_bind(shape);
 
+	state->applied.rows++;
 	if (log_statements)
 		log_statement(state);
-
-	if (shape->verb != PYR_TRUNCATE)
-		flush_truncates(state);
-	target = pyr_target_get(shape);
 	if (shape->verb == PYR_TRUNCATE)
 	{
-		gather_truncate(state, target);
-		state->applied.rows++;
-		return;
+		if (state->merge != NULL && !apply_merged(state))
+			return false;
+		gather_truncate(state, binding->target);
+		return true;
 	}
-	if (target->plan == NULL)
-		return;
-	pyr_target_set_values(target, state->change, state->encoding);
-	execute_as_owner(target->owner, NULL, target);
-
-	if (shape->verb == PYR_UPDATE || shape->verb == PYR_DELETE)
-	{
-		if (SPI_processed == 0)
-			report_missing(state);
-		else if (SPI_processed > 1)
-			ereport(ERROR,
-					(errcode(ERRCODE_CARDINALITY_VIOLATION),
-					 errmsg("table \"%s.%s\" has " UINT64_FORMAT " rows with one key on the slave",
-							shape->schema, shape->table, SPI_processed),
-					 errhint("Give the slave's table the master's primary key.")));
-	}
-	state->applied.rows++;
+	if (state->merge != NULL)
+		return merge_change(state, binding);
+	apply_in_order(state, binding);
+	return true;
 }
 
 static void
@@ -331,10 +468,11 @@ report_progress(ApplyState *state)
 									state->applied.rows));
 }
 
-static void
+static bool
 apply_transaction(ApplyState *state)
 {
 	PyrChange	change;
+	bool		is_done = true;
 	MemoryContext oldcontext = MemoryContextSwitchTo(state->change_context);
 	int			since_report = 0;
 
@@ -345,11 +483,11 @@ apply_transaction(ApplyState *state)
 	state->is_taken = false;
 
 	pyr_decoder_begin(get_decoder(state->encoding), next_part, state);
-	while (pyr_decoder_next(decoder, &change))
+	while (is_done && pyr_decoder_next(decoder, &change))
 	{
 		CHECK_FOR_INTERRUPTS();
 		state->change = &change;
-		apply_change(state);
+		is_done = apply_change(state);
 		state->change = NULL;
 		MemoryContextReset(state->change_context);
 		if (++since_report == 256)
@@ -363,8 +501,14 @@ apply_transaction(ApplyState *state)
 	state->applied.transactions++;
 	pyr_window_fetch_pump();
 	report_progress(state);
+
+	/* pieces end with transactions, unless one is too large by itself */
+	if (is_done && state->merge != NULL &&
+		pyr_merge_bytes(state->merge) > merge_limit() / 8 * 7)
+		is_done = apply_merged(state);
 	MemoryContextSwitchTo(oldcontext);
 	MemoryContextReset(state->change_context);
+	return is_done;
 }
 
 /*
@@ -382,6 +526,104 @@ defer_constraints(void)
 }
 
 /*
+ * Applies all transactions of the window.  False: not in sets.
+ */
+static bool
+apply_transactions(ApplyState *state)
+{
+	advance(state);
+	while (state->has_entry)
+	{
+		if (!apply_transaction(state))
+			return false;
+	}
+	return state->merge == NULL || apply_merged(state);
+}
+
+/*
+ * Whether an error has nothing to do with the changes, so that applying them in
+ * another way is no way out: resources, shutdown, I/O.
+ */
+static bool
+is_of_the_system(int sqlerrcode)
+{
+	int			category = ERRCODE_TO_CATEGORY(sqlerrcode);
+
+	return category == ERRCODE_TO_CATEGORY(ERRCODE_INSUFFICIENT_RESOURCES) ||
+		category == ERRCODE_TO_CATEGORY(ERRCODE_OPERATOR_INTERVENTION) ||
+		category == ERRCODE_TO_CATEGORY(ERRCODE_SYSTEM_ERROR);
+}
+
+/*
+ * The sets came to an end; "why" is the error, if there was one.
+ */
+static void
+forget_sets(ApplyState *state, ErrorData *why)
+{
+	PyrTarget  *target = state->sets.target;
+
+	ereport(DEBUG1,
+			(errmsg("pyreplica %s: applying %s in strict order",
+					state->replica,
+					target ? psprintf("table \"%s.%s\"", target->schema, target->table) : "the window"),
+			 errdetail_internal("%s", why ? why->message : "Rows are not where they should be."),
+			 errhidecontext(true)));
+	if (target != NULL)
+		pyr_target_distrust(target);
+	state->sets.target = NULL;
+	pyr_merge_clear(state->merge);
+	state->merge = NULL;
+	state->change = NULL;
+	state->ntruncated = 0;
+	state->conflicts = NIL;
+	state->applied = (PyrApplied) {.fell_back = true};
+	MemoryContextReset(state->change_context);
+	pyr_window_rewind(state->window);
+}
+
+/*
+ * Applies the window in sets.  False: that cannot be done, and nothing of it
+ * has been.
+ */
+static bool
+apply_in_sets(ApplyState *state)
+{
+	MemoryContext context = CurrentMemoryContext;
+	ResourceOwner owner = CurrentResourceOwner;
+	ErrorContextCallback *callbacks = error_context_stack;
+	volatile bool is_done = false;
+	ErrorData  *volatile error = NULL;
+
+	state->merge = get_merge();
+	BeginInternalSubTransaction(NULL);
+	MemoryContextSwitchTo(context);
+	PG_TRY();
+	{
+		is_done = apply_transactions(state);
+	}
+	PG_CATCH();
+	{
+		MemoryContextSwitchTo(context);
+		error = CopyErrorData();
+		if (is_of_the_system(error->sqlerrcode))
+			PG_RE_THROW();
+		FlushErrorState();
+	}
+	PG_END_TRY();
+
+	if (is_done)
+		ReleaseCurrentSubTransaction();
+	else
+		RollbackAndReleaseCurrentSubTransaction();
+	MemoryContextSwitchTo(context);
+	CurrentResourceOwner = owner;
+	error_context_stack = callbacks;
+	if (!is_done)
+		forget_sets(state, error);
+	return is_done;
+}
+
+/*
  * Applies the window and moves the position to its end, all of it or nothing.
  */
 PyrApplied
@@ -395,7 +637,13 @@ pyr_apply_window(const char *replica, PyrWindow *window, int encoding,
 	state.encoding = encoding;
 	state.window = window;
 	state.reported_at = GetCurrentTimestamp();
+	state.sets.encoding = encoding;
+	state.sets.missing = note_missing_row;
+	state.sets.between = pyr_window_fetch_pump;
+	state.sets.arg = &state;
+	window_number++;
 
+	pyr_target_sweep();
 	pyr_local_begin_transaction();
 	state.change_context = AllocSetContextCreate(TopTransactionContext,
 												 "pyreplica change",
@@ -406,11 +654,13 @@ pyr_apply_window(const char *replica, PyrWindow *window, int encoding,
 	error_context_stack = &callback;
 
 	defer_constraints();
-	advance(&state);
-	while (state.has_entry)
-		apply_transaction(&state);
+	if (apply_mode == PYR_APPLY_STRICT || log_statements ||
+		pyr_window_bytes(window) < SMALL_WINDOW_BYTES ||
+		!apply_in_sets(&state))
+		(void) apply_transactions(&state);
 
 	error_context_stack = callback.previous;
+	report_conflicts(&state);
 
 	pyr_position_advance(position, pyr_window_snapshot(window),
 						 pyr_window_wal(window));

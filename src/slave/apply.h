@@ -16,6 +16,7 @@ typedef struct PyrApplied
 	int64		transactions;
 	int64		rows;
 	int64		conflicts;
+	bool		fell_back;		/* could not be done in sets */
 } PyrApplied;
 
 extern PyrApplied pyr_apply_window(const char *replica, PyrWindow *window,

@@ -40,6 +40,7 @@
 
 #define MARKS_FIRST		16
 #define MARKS_MAX		65536
+#define GROWTH_MAX		8.0
 
 /* no need to look for more of a window sooner than this */
 #define PUMP_INTERVAL_US	500
@@ -114,12 +115,13 @@ pyr_window_prepare(PyrOrigin *origin)
 }
 
 /*
- * Two windows may be there at a time.
+ * Memory for one window.  Two may be there at a time, and half of what there is
+ * belongs to the changes being merged.
  */
 static int
 memory_kb(void)
 {
-	return Max(window_memory_kb / 2, 64);
+	return Max(window_memory_kb / 4, 64);
 }
 
 static int64
@@ -277,18 +279,21 @@ take_row(void *arg, int ncols, const PyrRemoteValue *values)
 }
 
 /*
- * Windows that do not fit into memory are too large, those that leave much of
- * it free are too small.
+ * The next window should nearly fill its memory, if it is like this one.  A
+ * larger one costs a temporary file; with smaller ones less is merged, and what
+ * is near to each other is visited more often.
  */
 static void
 adapt_marks(PyrWindow *window)
 {
-	int64		limit = (int64) memory_kb() * 1024;
+	int64		wanted = (int64) memory_kb() * 1024 * 3 / 4;
+	double		factor = (double) wanted / Max(window->bytes, 1);
 
-	if (window->bytes > limit)
-		marks_to_pass = Max(marks_to_pass / 2, 1);
-	else if (!window->is_complete && window->bytes < limit / 4)
-		marks_to_pass = Min(marks_to_pass * 2, MARKS_MAX);
+	/* one that ends in the present says nothing about how much there could be */
+	if (window->is_complete && factor > 1)
+		return;
+	factor = Max(Min(factor, GROWTH_MAX), 1.0 / GROWTH_MAX);
+	marks_to_pass = (int) Max(Min(marks_to_pass * factor, MARKS_MAX), 1);
 }
 
 /*
@@ -408,6 +413,12 @@ int64
 pyr_window_transactions(PyrWindow *window)
 {
 	return window->transactions;
+}
+
+int64
+pyr_window_bytes(PyrWindow *window)
+{
+	return window->bytes;
 }
 
 static bool

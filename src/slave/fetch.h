@@ -38,6 +38,7 @@ extern bool pyr_window_has_prepared(PyrWindow *window);
 extern const char *pyr_window_snapshot(PyrWindow *window);
 extern XLogRecPtr pyr_window_wal(PyrWindow *window);
 extern int64 pyr_window_transactions(PyrWindow *window);
+extern int64 pyr_window_bytes(PyrWindow *window);
 extern bool pyr_window_next(PyrWindow *window, PyrEntry *entry);
 extern void pyr_window_rewind(PyrWindow *window);
 extern void pyr_window_clear(PyrWindow *window);

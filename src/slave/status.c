@@ -50,6 +50,7 @@ typedef struct ReplicaStatus
 	int64		windows;
 	int64		transactions;
 	int64		rows;
+	int64		fallbacks;
 	int64		conflicts;
 	int64		errors;
 	char		last_error[ERROR_LEN];
@@ -164,7 +165,7 @@ pyr_status_replica(const char *replica, const char *database,
 		status->position[0] = '\0';
 		status->in_step_at = status->last_window_at = 0;
 		status->windows = status->transactions = status->rows = 0;
-		status->conflicts = status->errors = 0;
+		status->fallbacks = status->conflicts = status->errors = 0;
 		status->last_error[0] = '\0';
 		status->last_error_at = 0;
 	}
@@ -197,7 +198,7 @@ pyr_status_in_step(TimestampTz at)
 
 void
 pyr_status_window(const char *position, int64 transactions, int64 rows,
-				  int64 conflicts)
+				  int64 conflicts, bool fell_back)
 {
 	LWLockAcquire(status->lock, LW_EXCLUSIVE);
 	strlcpy(status->position, position, sizeof(status->position));
@@ -209,6 +210,7 @@ pyr_status_window(const char *position, int64 transactions, int64 rows,
 	status->transactions += transactions;
 	status->rows += rows;
 	status->conflicts += conflicts;
+	status->fallbacks += fell_back;
 	LWLockRelease(status->lock);
 }
 
@@ -355,8 +357,8 @@ pyreplica_status(PG_FUNCTION_ARGS)
 {
 	ReturnSetInfo *rsinfo = (ReturnSetInfo *) fcinfo->resultinfo;
 	ReplicaStatus copy;
-	Datum		values[15];
-	bool		isnull[15] = {false};
+	Datum		values[17];
+	bool		isnull[17] = {false};
 	TimestampTz now = GetCurrentTimestamp();
 
 	pyr_init_materialized_srf(fcinfo);
@@ -386,10 +388,12 @@ pyreplica_status(PG_FUNCTION_ARGS)
 	set_timestamp(&values[8], &isnull[8], copy.last_window_at);
 	values[9] = Int64GetDatum(copy.transactions);
 	values[10] = Int64GetDatum(copy.rows);
-	values[11] = Int64GetDatum(copy.conflicts);
-	values[12] = Int64GetDatum(copy.errors);
-	set_text(&values[13], &isnull[13], copy.last_error);
-	set_timestamp(&values[14], &isnull[14], copy.last_error_at);
+	values[11] = Int64GetDatum(copy.windows);
+	values[12] = Int64GetDatum(copy.fallbacks);
+	values[13] = Int64GetDatum(copy.conflicts);
+	values[14] = Int64GetDatum(copy.errors);
+	set_text(&values[15], &isnull[15], copy.last_error);
+	set_timestamp(&values[16], &isnull[16], copy.last_error_at);
 	tuplestore_putvalues(rsinfo->setResult, rsinfo->setDesc, values, isnull);
 
 	return (Datum) 0;

@@ -31,7 +31,7 @@ extern void pyr_status_replica(const char *replica, const char *database,
 extern void pyr_status_forget(void);
 extern void pyr_status_in_step(TimestampTz at);
 extern void pyr_status_window(const char *position, int64 transactions,
-							  int64 rows, int64 conflicts);
+							  int64 rows, int64 conflicts, bool fell_back);
 extern void pyr_status_error(PyrState state, const char *message);
 extern PyrState pyr_status_get_state(void);
 extern int64 pyr_status_windows(void);

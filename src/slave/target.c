@@ -1,46 +1,74 @@
 /*-------------------------------------------------------------------------
  *
  * target.c
- *	  Where changes of one shape go on the slave, and the plan for them.
+ *	  Where changes go on the slave: the table, its columns, and how its
+ *	  changes may be applied.
  *
  * Tables and columns are found by name.  A value that travelled in binary is
  * a parameter of the master's type: if the column here has another one, the
  * server casts it, where it has an assignment cast.  A value that travelled
  * as text goes through the input function of the column here.
  *
- * A target is built when the shape is first seen and again after the table
- * changed.
+ * Usually a table has one target.  It has another one when the master's key
+ * or a column's type there was changed, for the changes made since.  A target
+ * is good until the table changes here; those that are not any more are freed
+ * between windows.
+ *
+ * The route.  What counts in the end is a table's content, so the net effect
+ * of its changes will do, unless somebody can see more than that:
+ *
+ * - triggers and rules that fire in a replica, and views, see each change, and
+ *   can look at other tables: changes are applied one by one, each at its place
+ *   among those of all tables.  (Our own log trigger does not count; a
+ *   cascade passes the net effect on.)
+ * - under an exclusion constraint, a deferrable key or, on the master, no key
+ *   that is unique at any time, changes of the table have to come one by one,
+ *   in order, but apart from those of others.  So do those of foreign tables,
+ *   where a statement with a join would fetch the whole table.
  *
  *-------------------------------------------------------------------------
  */
 #include "postgres.h"
 
 #include "access/htup_details.h"
-#include "access/table.h"
+#include "access/relation.h"
 #include "catalog/namespace.h"
-#include "catalog/pg_attribute.h"
 #include "catalog/pg_class.h"
-#include "catalog/pg_index.h"
-#include "catalog/pg_operator.h"
+#include "catalog/pg_inherits.h"
+#include "catalog/pg_proc.h"
+#include "catalog/pg_rewrite.h"
+#include "catalog/pg_trigger.h"
+#include "commands/trigger.h"
 #include "common/compat.h"
-#include "lib/stringinfo.h"
-#include "mb/pg_wchar.h"
+#include "common/keys.h"
 #include "parser/parse_coerce.h"
+#include "rewrite/prs2lock.h"
+#include "slave/statement.h"
 #include "slave/target.h"
 #include "utils/builtins.h"
+#include "utils/hsearch.h"
 #include "utils/inval.h"
 #include "utils/lsyscache.h"
 #include "utils/memutils.h"
 #include "utils/rel.h"
 #include "utils/syscache.h"
-#include "utils/typcache.h"
 
-/* every target there is, in TopMemoryContext */
-static List *targets = NIL;
-static bool is_callback_registered = false;
+/* most windows that a table whose sets failed is applied in order */
+#define PENALTY_MAX		64
+
+/* the targets of a table, or of one that it is a partition of */
+typedef struct TableEntry
+{
+	Oid			relid;			/* hash key */
+	List	   *targets;
+} TableEntry;
+
+static HTAB *tables = NULL;
+static List *all_targets = NIL;
+static bool has_invalid = false;
 
 static void
-relcache_callback(Datum arg pg_attribute_unused(), Oid relid)
+invalidate(List *targets)
 {
 	ListCell   *cell;
 
@@ -48,9 +76,50 @@ relcache_callback(Datum arg pg_attribute_unused(), Oid relid)
 	{
 		PyrTarget  *target = lfirst(cell);
 
-		if (relid == InvalidOid || target->relid == relid)
-			target->valid = false;
+		target->valid = false;
+		has_invalid = true;
 	}
+}
+
+static void
+relcache_callback(Datum arg pg_attribute_unused(), Oid relid)
+{
+	TableEntry *entry;
+
+	if (relid == InvalidOid)
+		invalidate(all_targets);
+	else if ((entry = hash_search(tables, &relid, HASH_FIND, NULL)) != NULL)
+		invalidate(entry->targets);
+}
+
+static void
+create_tables(void)
+{
+	HASHCTL		ctl = {0};
+
+	ctl.keysize = sizeof(Oid);
+	ctl.entrysize = sizeof(TableEntry);
+	tables = hash_create("pyreplica targets", 64, &ctl, HASH_ELEM | HASH_BLOBS);
+	CacheRegisterRelcacheCallback(relcache_callback, (Datum) 0);
+}
+
+static List *
+targets_of(Oid relid)
+{
+	TableEntry *entry = hash_search(tables, &relid, HASH_FIND, NULL);
+
+	return entry != NULL ? entry->targets : NIL;
+}
+
+static void
+register_target(PyrTarget *target, Oid relid)
+{
+	MemoryContext oldcontext = MemoryContextSwitchTo(TopMemoryContext);
+	bool		found;
+	TableEntry *entry = hash_search(tables, &relid, HASH_ENTER, &found);
+
+	entry->targets = list_append_unique_ptr(found ? entry->targets : NIL, target);
+	MemoryContextSwitchTo(oldcontext);
 }
 
 static Oid
@@ -70,364 +139,521 @@ find_table(PyrShape *shape)
 	return relid;
 }
 
-static Form_pg_attribute
-find_column(PyrShape *shape, Oid relid, const char *name, HeapTuple *tuple)
+/*
+ * The number, from 0, of the column in the table; -1: there is none.
+ */
+static int
+column_number(PyrTarget *target, const char *name)
 {
-	*tuple = SearchSysCacheAttName(relid, name);
-	if (!HeapTupleIsValid(*tuple) ||
-		((Form_pg_attribute) GETSTRUCT(*tuple))->attnum <= 0)
+	for (int i = 0; i < target->ncolumns; i++)
+	{
+		if (!target->columns[i].is_dropped &&
+			strcmp(target->columns[i].name, name) == 0)
+			return i;
+	}
+	return -1;
+}
+
+static int
+find_column(PyrTarget *target, PyrShape *shape, const char *name)
+{
+	int			number = column_number(target, name);
+
+	if (number < 0)
 		ereport(ERROR,
 				(errcode(ERRCODE_UNDEFINED_COLUMN),
 				 errmsg("column \"%s\" of the master's table \"%s.%s\" does not exist on the slave",
 						name, shape->schema, shape->table),
 				 errhint("Add the column to the slave's table \"%s.%s\".",
 						 shape->schema, shape->table)));
-	return (Form_pg_attribute) GETSTRUCT(*tuple);
+	return number;
 }
 
 /*
- * Decides how the value becomes a parameter; returns the parameter's type.
+ * Decides how values that travel as that type become datums.
  */
-static Oid
-fill_param(PyrParam *param, PyrShape *shape, PyrShapeColumn *column,
-		   Form_pg_attribute att)
+static void
+learn_column(PyrTarget *target, PyrShape *shape, PyrTargetColumn *column,
+			 Oid source)
 {
 	Oid			function;
-	Oid			source = column->type;
-	Oid			destination = att->atttypid;
+	Oid			destination = column->type;
 
-	param->typmod = -1;
 	if (!OidIsValid(source))
 	{
-		param->wire = PYR_WIRE_TEXT;
-		param->typmod = att->atttypmod;
-		getTypeInputInfo(destination, &function, &param->ioparam);
-		fmgr_info_cxt(function, &param->function, CurrentMemoryContext);
-		return destination;
+		column->wire = PYR_WIRE_TEXT;
+		column->param_type = destination;
+		getTypeInputInfo(destination, &function, &column->ioparam);
+		fmgr_info_cxt(function, &column->function, target->context);
 	}
-
-	param->wire = pyr_wire_of_type(source);
-	if (param->wire == PYR_WIRE_TEXT)
-		ereport(ERROR,
-				(errcode(ERRCODE_DATA_CORRUPTED),
-				 errmsg("column \"%s\" of the master's table \"%s.%s\" has type %u, which cannot be read here",
-						column->name, shape->schema, shape->table, source),
-				 errhint("The master may run a newer version of pyreplica.")));
-	if (param->wire == PYR_WIRE_SEND)
-	{
-		getTypeBinaryInputInfo(source, &function, &param->ioparam);
-		fmgr_info_cxt(function, &param->function, CurrentMemoryContext);
-	}
-	if (getBaseType(destination) != source &&
-		!can_coerce_type(1, &source, &destination, COERCION_ASSIGNMENT))
-		ereport(ERROR,
-				(errcode(ERRCODE_DATATYPE_MISMATCH),
-				 errmsg("column \"%s\" of table \"%s.%s\" has type %s on the master and type %s on the slave",
-						column->name, shape->schema, shape->table,
-						format_type_be(source), format_type_be(destination)),
-				 errdetail("There is no assignment cast from the one to the other."),
-				 errhint("Change the column's type on one side, or create such a cast.")));
-	return source;
-}
-
-/*
- * Appends "column = parameter", with the operator that the column's index
- * uses, whatever schema it lives in.
- */
-static void
-append_key_condition(StringInfo sql, PyrShape *shape, Form_pg_attribute att,
-					 Oid param_type, int number)
-{
-	TypeCacheEntry *type = lookup_type_cache(att->atttypid, TYPECACHE_EQ_OPR);
-	HeapTuple	tuple;
-	Form_pg_operator operator;
-
-	if (!OidIsValid(type->eq_opr))
-		ereport(ERROR,
-				(errcode(ERRCODE_UNDEFINED_FUNCTION),
-				 errmsg("key column \"%s\" of table \"%s.%s\" has type %s on the slave, which has no equality operator",
-						NameStr(att->attname), shape->schema, shape->table,
-						format_type_be(att->atttypid))));
-
-	tuple = SearchSysCache1(OPEROID, ObjectIdGetDatum(type->eq_opr));
-	if (!HeapTupleIsValid(tuple))
-		elog(ERROR, "cache lookup failed for operator %u", type->eq_opr);
-	operator = (Form_pg_operator) GETSTRUCT(tuple);
-	appendStringInfo(sql, "%s OPERATOR(%s.%s) ",
-					 quote_identifier(NameStr(att->attname)),
-					 quote_identifier(get_namespace_name(operator->oprnamespace)),
-					 NameStr(operator->oprname));
-	ReleaseSysCache(tuple);
-
-	if (param_type == att->atttypid)
-		appendStringInfo(sql, "$%d", number);
 	else
-		appendStringInfo(sql, "CAST($%d AS %s)", number,
-						 format_type_extended(att->atttypid, att->atttypmod,
-											  FORMAT_TYPE_TYPEMOD_GIVEN |
-											  FORMAT_TYPE_FORCE_QUALIFY));
+	{
+		column->wire = pyr_wire_of_type(source);
+		column->param_type = source;
+		if (column->wire == PYR_WIRE_TEXT)
+			ereport(ERROR,
+					(errcode(ERRCODE_DATA_CORRUPTED),
+					 errmsg("column \"%s\" of the master's table \"%s.%s\" has type %u, which cannot be read here",
+							column->name, shape->schema, shape->table, source),
+					 errhint("The master may run a newer version of pyreplica.")));
+		if (getBaseType(destination) != source &&
+			!can_coerce_type(1, &source, &destination, COERCION_ASSIGNMENT))
+			ereport(ERROR,
+					(errcode(ERRCODE_DATATYPE_MISMATCH),
+					 errmsg("column \"%s\" of table \"%s.%s\" has type %s on the master and type %s on the slave",
+							column->name, shape->schema, shape->table,
+							format_type_be(source), format_type_be(destination)),
+					 errdetail("There is no assignment cast from the one to the other."),
+					 errhint("Change the column's type on one side, or create such a cast.")));
+		if (column->wire == PYR_WIRE_SEND)
+		{
+			getTypeBinaryInputInfo(source, &function, &column->ioparam);
+			fmgr_info_cxt(function, &column->function, target->context);
+		}
+	}
+	column->source = source;
+	column->is_known = true;
+}
+
+static bool
+fires_in_replica(char enabled)
+{
+	return enabled == TRIGGER_FIRES_ALWAYS || enabled == TRIGGER_FIRES_ON_REPLICA;
 }
 
 /*
- * Whether the key is unique only at the end of a transaction: the table has a
- * deferrable unique index on it, and none that is not.
+ * Whether it is pyreplica's own log trigger.
  */
 static bool
-is_key_deferrable(Oid relid, Bitmapset *key)
+is_log_trigger(Trigger *trigger)
 {
-	Relation	rel = table_open(relid, AccessShareLock);
-	List	   *indexes = RelationGetIndexList(rel);
-	ListCell   *cell;
-	bool		is_deferrable = false;
-	bool		is_immediate = false;
-
-	foreach(cell, indexes)
-	{
-		HeapTuple	tuple = SearchSysCache1(INDEXRELID,
-											ObjectIdGetDatum(lfirst_oid(cell)));
-		Form_pg_index index;
-		Bitmapset  *columns = NULL;
-
-		if (!HeapTupleIsValid(tuple))
-			elog(ERROR, "cache lookup failed for index %u", lfirst_oid(cell));
-		index = (Form_pg_index) GETSTRUCT(tuple);
-		for (int i = 0; i < index->indnkeyatts; i++)
-			columns = bms_add_member(columns, index->indkey.values[i] > 0
-									 ? index->indkey.values[i] : 0);
-		if (index->indisunique && index->indisvalid &&
-			bms_is_subset(columns, key) &&
-			heap_attisnull(tuple, Anum_pg_index_indpred, NULL))
-		{
-			if (index->indimmediate)
-				is_immediate = true;
-			else
-				is_deferrable = true;
-		}
-		ReleaseSysCache(tuple);
-	}
-	table_close(rel, NoLock);
-	return is_deferrable && !is_immediate &&
-		get_rel_relkind(relid) == RELKIND_RELATION;
-}
-
-/*
- * The condition for a row whose key is deferrable.  In the middle of a
- * transaction that gives keys anew, two rows can have the one that we look
- * for: the row that had it all the time, and another one that was just given
- * it.  The change is about the former.  It has the older version: one of
- * another transaction, or of an earlier command of ours.
- */
-static char *
-oldest_version_condition(const char *table, const char *where)
-{
-	return psprintf("ctid OPERATOR(pg_catalog.=) (SELECT ctid FROM %s WHERE %s"
-					" ORDER BY CASE WHEN xmin OPERATOR(pg_catalog.=) pg_catalog.pg_current_xact_id()::pg_catalog.xid"
-					" THEN cmin::pg_catalog.text::pg_catalog.int8 ELSE -1 END LIMIT 1)",
-					table, where);
-}
-
-/*
- * The statement that does what the shape says.  Fills the target's params and
- * the types of the plan's parameters; returns NULL if nothing is left to do.
- */
-static char *
-build_statement(PyrTarget *target, PyrShape *shape, Oid *types)
-{
-	StringInfoData set;			/* or column list */
-	StringInfoData where;		/* or parameter list */
-	char	   *table = quote_qualified_identifier(shape->schema, shape->table);
-	char	   *condition;
-	Bitmapset  *key = NULL;
-
-	initStringInfo(&set);
-	initStringInfo(&where);
-
-	for (int i = 0; i < shape->nkey + shape->nset; i++)
-	{
-		PyrShapeColumn *column = &shape->columns[i];
-		bool		is_condition = shape->verb != PYR_INSERT && i < shape->nkey;
-		HeapTuple	tuple;
-		Form_pg_attribute att;
-		PyrParam   *param = &target->params[i];
-		Oid			type;
-		int			number;
-
-		att = find_column(shape, target->relid, column->name, &tuple);
-		if (att->attgenerated != '\0' && !is_condition)
-		{
-			/* the slave computes it */
-			param->number = -1;
-			ReleaseSysCache(tuple);
-			continue;
-		}
-
-		type = fill_param(param, shape, column, att);
-		param->number = target->nparams;
-		types[target->nparams++] = type;
-		number = target->nparams;
-		if (is_condition)
-		{
-			if (where.len > 0)
-				appendStringInfoString(&where, " AND ");
-			append_key_condition(&where, shape, att, type, number);
-			key = bms_add_member(key, att->attnum);
-		}
-		else if (shape->verb == PYR_INSERT)
-		{
-			appendStringInfo(&set, "%s%s", set.len > 0 ? ", " : "",
-							 quote_identifier(column->name));
-			appendStringInfo(&where, "%s$%d", where.len > 0 ? ", " : "", number);
-		}
-		else
-			appendStringInfo(&set, "%s%s = $%d", set.len > 0 ? ", " : "",
-							 quote_identifier(column->name), number);
-		ReleaseSysCache(tuple);
-	}
-
-	condition = where.data;
-	if (!bms_is_empty(key) && is_key_deferrable(target->relid, key))
-		condition = oldest_version_condition(table, where.data);
-
-	switch (shape->verb)
-	{
-		case PYR_INSERT:
-			return psprintf("INSERT INTO %s (%s) OVERRIDING SYSTEM VALUE VALUES (%s)",
-							table, set.data, where.data);
-		case PYR_UPDATE:
-			if (set.len == 0)
-				return NULL;
-			return psprintf("UPDATE %s SET %s WHERE %s",
-							table, set.data, condition);
-		case PYR_DELETE:
-			return psprintf("DELETE FROM %s WHERE %s", table, condition);
-		case PYR_TRUNCATE:
-			return NULL;		/* apply.c truncates several tables at once */
-	}
-	elog(ERROR, "unexpected operation in a shape");
-	return NULL;
-}
-
-static Oid
-table_owner(Oid relid)
-{
-	HeapTuple	tuple = SearchSysCache1(RELOID, ObjectIdGetDatum(relid));
-	Oid			owner;
+	HeapTuple	tuple = SearchSysCache1(PROCOID,
+										ObjectIdGetDatum(trigger->tgfoid));
+	bool		is_ours;
 
 	if (!HeapTupleIsValid(tuple))
-		elog(ERROR, "cache lookup failed for relation %u", relid);
-	owner = ((Form_pg_class) GETSTRUCT(tuple))->relowner;
+		return false;
+	is_ours = strcmp(NameStr(((Form_pg_proc) GETSTRUCT(tuple))->proname),
+					 "py_log_replica") == 0;
 	ReleaseSysCache(tuple);
-	return owner;
+	return is_ours;
+}
+
+static bool
+is_watched(Relation rel)
+{
+	TriggerDesc *triggers = rel->trigdesc;
+	RuleLock   *rules = rel->rd_rules;
+
+	for (int i = 0; triggers != NULL && i < triggers->numtriggers; i++)
+	{
+		if (fires_in_replica(triggers->triggers[i].tgenabled) &&
+			!is_log_trigger(&triggers->triggers[i]))
+			return true;
+	}
+	for (int i = 0; rules != NULL && i < rules->numLocks; i++)
+	{
+		if (fires_in_replica(rules->rules[i]->enabled))
+			return true;
+	}
+	return false;
+}
+
+/*
+ * Whether it is a view with INSTEAD OF triggers that are not made to fire in a
+ * replica.  Nobody can make them (ALTER TABLE does not take views for that), and
+ * without them the change would be lost, so it is made as if it came from here.
+ */
+static bool
+fires_as_origin(Relation rel)
+{
+	TriggerDesc *triggers = rel->trigdesc;
+
+	return rel->rd_rel->relkind == RELKIND_VIEW && triggers != NULL &&
+		(triggers->trig_insert_instead_row ||
+		 triggers->trig_update_instead_row ||
+		 triggers->trig_delete_instead_row) &&
+		!is_watched(rel);
+}
+
+/*
+ * The route for what one relation, a table or partition, says.
+ */
+static PyrRoute
+route_of_relation(Relation rel)
+{
+	switch (rel->rd_rel->relkind)
+	{
+		case RELKIND_RELATION:
+		case RELKIND_PARTITIONED_TABLE:
+			if (is_watched(rel))
+				return PYR_ROUTE_AT_ONCE;
+			return pyr_has_exclusion(rel) ? PYR_ROUTE_ORDERED : PYR_ROUTE_SETS;
+
+		case RELKIND_FOREIGN_TABLE:
+			return is_watched(rel) ? PYR_ROUTE_AT_ONCE : PYR_ROUTE_ORDERED;
+
+		default:
+			return PYR_ROUTE_AT_ONCE;
+	}
+}
+
+/*
+ * Finds the route, and the columns whose values must be unique, from the
+ * table and everything that inherits from it.
+ */
+static Bitmapset *
+look_at_members(PyrTarget *target)
+{
+	List	   *members = find_all_inheritors(target->relid, AccessShareLock, NULL);
+	Bitmapset  *linked = NULL;
+	ListCell   *cell;
+
+	target->route = PYR_ROUTE_SETS;
+	foreach(cell, members)
+	{
+		Relation	rel = relation_open(lfirst_oid(cell), NoLock);
+
+		register_target(target, lfirst_oid(cell));
+		target->route = Max(target->route, route_of_relation(rel));
+		if (lfirst_oid(cell) == target->relid)
+			linked = pyr_unique_columns(rel);
+		relation_close(rel, NoLock);
+	}
+	return linked;
 }
 
 static void
-build(PyrTarget *target, PyrShape *shape)
+fill_columns(PyrTarget *target, Relation rel)
 {
-	int			ncolumns = shape->nkey + shape->nset;
-	Oid		   *types = palloc((ncolumns + 1) * sizeof(Oid));
-	MemoryContext oldcontext;
-	char	   *statement;
+	TupleDesc	desc = RelationGetDescr(rel);
+
+	target->ncolumns = desc->natts;
+	target->columns = palloc0((desc->natts + 1) * sizeof(PyrTargetColumn));
+	for (int i = 0; i < desc->natts; i++)
+	{
+		Form_pg_attribute att = TupleDescAttr(desc, i);
+		PyrTargetColumn *column = &target->columns[i];
+
+		column->name = pstrdup(NameStr(att->attname));
+		column->type = att->atttypid;
+		column->typmod = att->atttypmod;
+		column->is_dropped = att->attisdropped;
+		column->is_generated = att->attgenerated != '\0';
+		column->is_fixed = att->attidentity == ATTRIBUTE_IDENTITY_ALWAYS;
+	}
+}
+
+/*
+ * The columns that make up a row, where nothing computes them.  If one cannot
+ * be updated, a number that no column has is among them: no update will do to
+ * replace a row.
+ */
+static Bitmapset *
+whole_row(PyrTarget *target)
+{
+	Bitmapset  *whole = NULL;
+
+	for (int i = 0; i < target->ncolumns; i++)
+	{
+		if (target->columns[i].is_fixed)
+			whole = bms_add_member(whole, target->ncolumns);
+		if (!target->columns[i].is_dropped && !target->columns[i].is_generated)
+			whole = bms_add_member(whole, i);
+	}
+	return whole;
+}
+
+/*
+ * Learns all there is to know of the table, in the target's memory.
+ */
+static void
+fill_target(PyrTarget *target, PyrShape *shape)
+{
+	Relation	rel = relation_open(target->relid, AccessShareLock);
+	int			key[INDEX_MAX_KEYS];
+	AttrNumber	attnums[INDEX_MAX_KEYS];
+	Bitmapset  *linked;
+
+	target->owner = rel->rd_rel->relowner;
+	target->relkind = rel->rd_rel->relkind;
+	target->schema = pstrdup(shape->schema);
+	target->table = pstrdup(shape->table);
+	fill_columns(target, rel);
+	target->fires_as_origin = fires_as_origin(rel);
+	linked = look_at_members(target);
+
+	if (shape->nkey > INDEX_MAX_KEYS)
+		ereport(ERROR,
+				(errcode(ERRCODE_TOO_MANY_COLUMNS),
+				 errmsg("table \"%s.%s\" has a key of more than %d columns on the master",
+						shape->schema, shape->table, INDEX_MAX_KEYS)));
+	for (int i = 0; i < shape->nkey; i++)
+	{
+		key[i] = find_column(target, shape, shape->columns[i].name);
+		attnums[i] = key[i] + 1;
+	}
+	target->is_key_deferrable = shape->nkey > 0 &&
+		target->relkind == RELKIND_RELATION &&
+		!pyr_key_is_unique(rel, attnums, shape->nkey, true) &&
+		pyr_key_is_unique(rel, attnums, shape->nkey, false);
+	if (target->is_key_deferrable)
+		target->route = Max(target->route, PYR_ROUTE_ORDERED);
+	target->merge = pyr_merge_table_create(target->context, target->ncolumns,
+										   shape->nkey, key,
+										   whole_row(target), linked);
+	target->merge->user = target;
+	relation_close(rel, NoLock);
+}
+
+static PyrTarget *
+create_target(Oid relid, PyrShape *shape)
+{
+	MemoryContext context = AllocSetContextCreate(TopMemoryContext,
+												  "pyreplica target",
+												  ALLOCSET_SMALL_SIZES);
+	MemoryContext oldcontext = MemoryContextSwitchTo(TopMemoryContext);
+	PyrTarget  *target = MemoryContextAllocZero(context, sizeof(PyrTarget));
+
+	target->context = context;
+	target->relid = relid;
+	all_targets = lappend(all_targets, target);
 
 	/* invalidation during what follows must not be missed */
-	target->relid = find_table(shape);
 	target->valid = true;
-	target->owner = table_owner(target->relid);
-
-	oldcontext = MemoryContextSwitchTo(target->context);
-	target->params = palloc0((ncolumns + 1) * sizeof(PyrParam));
-	target->values = palloc0((ncolumns + 1) * sizeof(Datum));
-	target->nulls = palloc0(ncolumns + 1);
-	MemoryContextSwitchTo(target->context);
-	statement = build_statement(target, shape, types);
+	register_target(target, relid);
+	MemoryContextSwitchTo(context);
+	fill_target(target, shape);
 	MemoryContextSwitchTo(oldcontext);
+	return target;
+}
 
-	if (statement == NULL)
+/*
+ * Whether the target does for changes of that shape.
+ */
+static bool
+suits(PyrTarget *target, PyrShape *shape)
+{
+	if (!target->valid || target->merge == NULL ||
+		target->merge->nkey != shape->nkey)
+		return false;
+	for (int i = 0; i < shape->nkey + shape->nset; i++)
+	{
+		int			number = column_number(target, shape->columns[i].name);
+
+		if (i < shape->nkey && number != target->merge->key[i])
+			return false;
+		if (number >= 0 && target->columns[number].is_known &&
+			target->columns[number].source != shape->columns[i].type)
+			return false;
+	}
+	return true;
+}
+
+static PyrTarget *
+find_target(PyrShape *shape)
+{
+	Oid			relid = find_table(shape);
+	ListCell   *cell;
+
+	foreach(cell, targets_of(relid))
+	{
+		PyrTarget  *target = lfirst(cell);
+
+		if (target->relid == relid && suits(target, shape))
+			return target;
+	}
+	return create_target(relid, shape);
+}
+
+/*
+ * Whether changes of this table are pending that another target has taken in.
+ */
+bool
+pyr_target_has_rival(PyrTarget *target)
+{
+	ListCell   *cell;
+
+	foreach(cell, targets_of(target->relid))
+	{
+		PyrTarget  *other = lfirst(cell);
+
+		if (other != target && other->merge != NULL && other->merge->is_pending)
+			return true;
+	}
+	return false;
+}
+
+/*
+ * Where the key is in an update that sets some of it: in a set column, or
+ * as it was.
+ */
+static void
+fill_new_key(PyrBinding *binding, int *number_of)
+{
+	PyrTarget  *target = binding->target;
+	PyrShape   *shape = binding->shape;
+
+	binding->merge.new_key = palloc((shape->nkey + 1) * sizeof(int));
+	for (int i = 0; i < shape->nkey; i++)
+	{
+		binding->merge.new_key[i] = i;
+		for (int j = shape->nkey; j < shape->nkey + shape->nset; j++)
+		{
+			if (number_of[j] == target->merge->key[i])
+				binding->merge.new_key[i] = j;
+		}
+	}
+}
+
+/*
+ * Finds the form of what the shape sets, and what goes where.
+ */
+static void
+fill_binding(PyrBinding *binding)
+{
+	PyrTarget  *target = binding->target;
+	PyrShape   *shape = binding->shape;
+	PyrMergeShape *merge = &binding->merge;
+	int			nvalues = shape->nkey + shape->nset;
+	int		   *number_of = palloc((nvalues + 1) * sizeof(int));
+	int			first_set = shape->verb == PYR_INSERT ? 0 : shape->nkey;
+	Bitmapset  *set = NULL;
+
+	merge->table = target->merge;
+	merge->verb = shape->verb;
+	merge->nvalues = nvalues;
+	for (int i = 0; i < nvalues; i++)
+	{
+		PyrTargetColumn *column;
+
+		number_of[i] = find_column(target, shape, shape->columns[i].name);
+		column = &target->columns[number_of[i]];
+		if (!column->is_known)
+			learn_column(target, shape, column, shape->columns[i].type);
+
+		/* what is generated here, the slave computes */
+		if (i >= first_set && !column->is_generated)
+			set = bms_add_member(set, number_of[i]);
+	}
+	if (shape->verb == PYR_TRUNCATE || shape->verb == PYR_DELETE)
 		return;
-	target->plan = SPI_prepare(statement, target->nparams, types);
-	if (target->plan == NULL)
-		elog(ERROR, "could not prepare \"%s\": %s", statement,
-			 SPI_result_code_string(SPI_result));
-	SPI_keepplan(target->plan);
+
+	binding->is_empty = shape->verb == PYR_UPDATE && bms_is_empty(set);
+	merge->form = pyr_merge_form(target->merge, set);
+	merge->from = palloc((merge->form->ncolumns + 1) * sizeof(int));
+	for (int i = first_set; i < nvalues; i++)
+	{
+		if (merge->form->slots[number_of[i]] >= 0)
+			merge->from[merge->form->slots[number_of[i]]] = i;
+	}
+	if (shape->verb == PYR_UPDATE && merge->form->sets_key)
+		fill_new_key(binding, number_of);
+}
+
+/*
+ * The shape's binding to its target.  Needs SPI.
+ */
+PyrBinding *
+pyr_target_bind(PyrShape *shape)
+{
+	PyrBinding *binding = shape->user;
+	PyrTarget  *target;
+	MemoryContext oldcontext;
+
+	if (binding != NULL && binding->target->valid)
+		return binding;
+
+	if (tables == NULL)
+		create_tables();
+	if (binding != NULL)
+		binding->target->bindings = list_delete_ptr(binding->target->bindings,
+													binding);
+	shape->user = NULL;
+
+	target = find_target(shape);
+	oldcontext = MemoryContextSwitchTo(target->context);
+	binding = palloc0(sizeof(PyrBinding));
+	binding->shape = shape;
+	binding->target = target;
+	fill_binding(binding);
+	target->bindings = lappend(target->bindings, binding);
+	shape->user = binding;
+	MemoryContextSwitchTo(oldcontext);
+	return binding;
+}
+
+/*
+ * Whether the table's changes of that window (a number that grows) have to be
+ * applied in order, one by one.
+ */
+bool
+pyr_target_keeps_order(PyrTarget *target, uint64 window)
+{
+	if (target->window != window)
+	{
+		target->window = window;
+		target->is_distrusted = target->distrusted_windows > 0;
+		if (target->is_distrusted)
+			target->distrusted_windows--;
+		else
+			target->penalty /= 2;
+	}
+	return target->is_distrusted || target->route != PYR_ROUTE_SETS;
+}
+
+/*
+ * A set of this table's changes failed: for a while they come in order.  If
+ * that happens often, ever longer.
+ */
+void
+pyr_target_distrust(PyrTarget *target)
+{
+	target->penalty = Min(target->penalty * 4 + 1, PENALTY_MAX);
+	target->distrusted_windows = target->penalty;
 }
 
 static void
 free_target(PyrTarget *target)
 {
-	if (target->plan != NULL)
-		SPI_freeplan(target->plan);
-	targets = list_delete_ptr(targets, target);
+	HASH_SEQ_STATUS status;
+	TableEntry *entry;
+	ListCell   *cell;
+
+	foreach(cell, target->bindings)
+		((PyrBinding *) lfirst(cell))->shape->user = NULL;
+	foreach(cell, target->statements)
+		pyr_statement_free(lfirst(cell));
+	hash_seq_init(&status, tables);
+	while ((entry = hash_seq_search(&status)) != NULL)
+	{
+		entry->targets = list_delete_ptr(entry->targets, target);
+		if (entry->targets == NIL)
+			hash_search(tables, &entry->relid, HASH_REMOVE, NULL);
+	}
+	all_targets = list_delete_ptr(all_targets, target);
 	MemoryContextDelete(target->context);
 }
 
 /*
- * The shape's target.  Needs SPI.
- */
-PyrTarget *
-pyr_target_get(PyrShape *shape)
-{
-	PyrTarget  *target = shape->target;
-	MemoryContext context;
-	MemoryContext oldcontext;
-
-	if (target != NULL && target->valid)
-		return target;
-
-	if (!is_callback_registered)
-	{
-		CacheRegisterRelcacheCallback(relcache_callback, (Datum) 0);
-		is_callback_registered = true;
-	}
-	if (target != NULL)
-		free_target(target);
-	shape->target = NULL;
-
-	context = AllocSetContextCreate(TopMemoryContext, "pyreplica target",
-									ALLOCSET_SMALL_SIZES);
-	oldcontext = MemoryContextSwitchTo(TopMemoryContext);
-	target = MemoryContextAllocZero(context, sizeof(PyrTarget));
-	target->context = context;
-	targets = lappend(targets, target);
-	MemoryContextSwitchTo(oldcontext);
-	shape->target = target;
-
-	build(target, shape);
-	return target;
-}
-
-/*
- * Fills the plan's parameters with the change's values, in the current memory
- * context.
+ * Frees targets that are not valid any more.  Called when nothing is pending.
  */
 void
-pyr_target_set_values(PyrTarget *target, PyrChange *change, int encoding)
+pyr_target_sweep(void)
 {
-	int			ncolumns = change->shape->nkey + change->shape->nset;
+	List	   *old;
+	ListCell   *cell;
 
-	for (int i = 0; i < ncolumns; i++)
+	if (!has_invalid)
+		return;
+	has_invalid = false;
+	old = list_copy(all_targets);
+	foreach(cell, old)
 	{
-		PyrParam   *param = &target->params[i];
-		PyrValue   *value = &change->values[i];
+		PyrTarget  *target = lfirst(cell);
 
-		if (param->number < 0)
-			continue;
-		if (value->len < 0)
-		{
-			target->nulls[param->number] = 'n';
-			continue;
-		}
-		target->nulls[param->number] = ' ';
-		if (param->wire == PYR_WIRE_TEXT)
-		{
-			char	   *text = pnstrdup(value->data, value->len);
-
-			text = pg_any_to_server(text, value->len, encoding);
-			target->values[param->number] =
-				InputFunctionCall(&param->function, text, param->ioparam,
-								  param->typmod);
-		}
-		else
-			target->values[param->number] =
-				pyr_wire_decode(param->wire, value->data, value->len,
-								&param->function, param->ioparam, encoding);
+		if (!target->valid)
+			free_target(target);
 	}
+	list_free(old);
 }

@@ -1,7 +1,7 @@
 /*-------------------------------------------------------------------------
  *
  * target.h
- *	  Where changes of one shape go on the slave, and the plan for them.
+ *	  Where changes go on the slave.
  *
  *-------------------------------------------------------------------------
  */
@@ -10,33 +10,77 @@
 
 #include "common/decode.h"
 #include "common/values.h"
-#include "executor/spi.h"
+#include "slave/merge.h"
 
-/* how one value of a change becomes a parameter of the plan */
-typedef struct PyrParam
+/* how changes of a table may be applied */
+typedef enum PyrRoute
 {
-	int			number;			/* of the parameter; -1: it is left out */
+	PYR_ROUTE_SETS,				/* their net effect, in sets */
+	PYR_ROUTE_ORDERED,			/* one by one, apart from other tables' */
+	PYR_ROUTE_AT_ONCE			/* one by one, at their place among all */
+} PyrRoute;
+
+typedef struct PyrTargetColumn
+{
+	char	   *name;
+	Oid			type;
+	int32		typmod;
+	bool		is_dropped;
+	bool		is_generated;
+	bool		is_fixed;		/* cannot be updated */
+
+	/* once the master has sent values of it */
+	bool		is_known;
+	Oid			source;			/* type that they travel in; 0: text */
 	PyrWire		wire;
+	Oid			param_type;		/* of the datum made of one */
 	FmgrInfo	function;		/* receive or input function */
 	Oid			ioparam;
-	int32		typmod;
-} PyrParam;
+} PyrTargetColumn;
 
+/*
+ * A table of the slave, as the master's changes see it that have a certain
+ * key and send their columns as certain types.
+ */
 typedef struct PyrTarget
 {
-	bool		valid;			/* cleared by invalidation */
 	MemoryContext context;
+	bool		valid;			/* cleared by invalidation */
 	Oid			relid;
 	Oid			owner;
-	SPIPlanPtr	plan;			/* NULL: there is nothing to do */
-	int			nparams;
-	PyrParam   *params;			/* one per value of a change */
-	Datum	   *values;			/* of the plan's parameters */
-	char	   *nulls;
+	char		relkind;
+	char	   *schema;
+	char	   *table;
+	PyrRoute	route;
+	bool		fires_as_origin;	/* a view, whose triggers do the work */
+	bool		is_key_deferrable;	/* unique at the end of a transaction only */
+	int			ncolumns;
+	PyrTargetColumn *columns;
+	PyrMergeTable *merge;
+	List	   *bindings;		/* PyrBinding */
+	List	   *statements;		/* PyrStatement, see statement.c */
+	void	   *delete;			/* the one that deletes */
+
+	/* if sets failed lately, it does without them for a while */
+	uint64		window;			/* the last one that had changes of it */
+	bool		is_distrusted;	/* in that window */
+	int			distrusted_windows; /* still to come */
+	int			penalty;		/* as many will come when sets fail again */
 } PyrTarget;
 
-extern PyrTarget *pyr_target_get(PyrShape *shape);
-extern void pyr_target_set_values(PyrTarget *target, PyrChange *change,
-								  int encoding);
+/* what a shape has to do with its target */
+typedef struct PyrBinding
+{
+	PyrShape   *shape;
+	PyrTarget  *target;
+	PyrMergeShape merge;
+	bool		is_empty;		/* nothing is left to be done here */
+} PyrBinding;
+
+extern PyrBinding *pyr_target_bind(PyrShape *shape);
+extern bool pyr_target_has_rival(PyrTarget *target);
+extern bool pyr_target_keeps_order(PyrTarget *target, uint64 window);
+extern void pyr_target_distrust(PyrTarget *target);
+extern void pyr_target_sweep(void);
 
 #endif							/* PYR_TARGET_H */

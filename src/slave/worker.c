@@ -369,7 +369,7 @@ look(void)
 		found_looks++;
 	}
 	pyr_status_window(position.snapshot, applied.transactions, applied.rows,
-					  applied.conflicts);
+					  applied.conflicts, applied.fell_back);
 	if (pyr_window_is_complete(window))
 	{
 		pyr_status_in_step(at);

@@ -1,0 +1,126 @@
+/*-------------------------------------------------------------------------
+ *
+ * sets.c
+ *	  Merged changes into the slave's tables: each group of rows as one
+ *	  statement over a tuplestore, small ones row by row with the saved plan
+ *	  for one.
+ *
+ * Every row must be touched exactly once.  If that is not so, or if a
+ * statement fails, the caller rolls back and applies the changes in order.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "miscadmin.h"
+#include "slave/sets.h"
+#include "slave/statement.h"
+#include "utils/memutils.h"
+
+/*
+ * From so many rows on, one statement for all is not dearer than one for each.
+ * Measured over 300 tables, in the worker's CPU time for a row (us), as a set
+ * and one by one: with 2 rows a table 25 and 22 for updates, 17 and 13 for
+ * deletes; with 4 rows 13 and 13, 7.5 and 8.3; inserts 14 and 14, 8.8 and 10.
+ */
+#define SET_ROWS_MIN	4
+
+static uint64
+change_row(PyrSets *sets, PyrStatement *statement, PyrMergeRow *row)
+{
+	return pyr_statement_change(statement, row->origin, row->values, NULL,
+								sets->encoding);
+}
+
+/*
+ * Carries out changes that were not merged.  A row that is missing is no
+ * surprise here.
+ */
+static bool
+run_changes(PyrSets *sets, PyrMergeGroup *group, PyrStatement *statement,
+			MemoryContext context)
+{
+	for (int i = 0; i < group->nrows; i++)
+	{
+		PyrMergeRow *row = group->rows[i];
+		uint64		touched;
+
+		CHECK_FOR_INTERRUPTS();
+		MemoryContextReset(context);
+		touched = change_row(sets, statement, row);
+		if (group->verb == PYR_INSERT)
+			continue;
+		if (touched == 0)
+			sets->missing(sets->arg, sets->target, group->verb, row->origin);
+		else if (touched > 1)
+			return false;
+	}
+	return true;
+}
+
+static bool
+run_few(PyrSets *sets, PyrMergeGroup *group, PyrStatement *statement,
+		MemoryContext context)
+{
+	for (int i = 0; i < group->nrows; i++)
+	{
+		MemoryContextReset(context);
+		if (change_row(sets, statement, group->rows[i]) != 1)
+			return false;
+	}
+	return true;
+}
+
+static bool
+run_group(PyrSets *sets, PyrMergeGroup *group, bool keeps_order,
+		  MemoryContext context)
+{
+	PyrStatement *statement;
+
+	/* nothing is set that is not generated here */
+	if (group->verb == PYR_UPDATE && group->form->ncolumns == 0)
+		return true;
+
+	sets->verb = group->verb;
+	sets->nrows = group->nrows;
+	statement = pyr_statement_get(sets->target, group->verb, group->form);
+	if (keeps_order)
+		return run_changes(sets, group, statement, context);
+	if (group->nrows < SET_ROWS_MIN)
+		return run_few(sets, group, statement, context);
+	return pyr_statement_rows(statement, group->rows, group->nrows,
+							  sets->encoding, sets->between) ==
+		(uint64) group->nrows;
+}
+
+/*
+ * Carries out all that has been merged.  False: some rows were not there, or
+ * there more than once; sets->target tells where.
+ */
+bool
+pyr_sets_run(PyrSets *sets, PyrMerge *merge)
+{
+	MemoryContext context = AllocSetContextCreate(CurrentMemoryContext,
+												  "pyreplica sets",
+												  ALLOCSET_DEFAULT_SIZES);
+	MemoryContext oldcontext = MemoryContextSwitchTo(context);
+	ListCell   *table_cell;
+	ListCell   *cell;
+
+	foreach(table_cell, pyr_merge_tables(merge))
+	{
+		PyrMergeTable *table = lfirst(table_cell);
+
+		sets->target = table->user;
+		foreach(cell, pyr_merge_groups(merge, table))
+		{
+			if (!run_group(sets, lfirst(cell), table->keeps_order, context))
+				return false;
+			sets->between();
+		}
+	}
+	sets->target = NULL;
+	MemoryContextSwitchTo(oldcontext);
+	MemoryContextDelete(context);
+	return true;
+}
