@@ -274,10 +274,11 @@ sub finish_load
 # What a reader of the slave sees all the time, each line in one look.
 my $look = q(SELECT 'look', (SELECT sum(balance) FROM account), (SELECT coalesce(sum(amount), 0) FROM purse), (SELECT count(*) FROM (SELECT FROM purse GROUP BY pair HAVING count(*) <> 2) torn), (SELECT count(*) FROM transfer), (SELECT position FROM pyreplica_position));
 
-# Whether everything seen was right; in how many different positions.
+# Whether everything seen was right; in how many different positions.  A crash
+# of the slave may take it a step back, as its commits do not wait for the disk.
 sub is_never_torn
 {
-	my ($output, $name) = @_;
+	my ($output, $name, $crashes) = @_;
 	local $Test::Builder::Level = $Test::Builder::Level + 1;
 	my @looks = $output =~ /^(look\|.*)$/mg;
 	my @wrong = grep { !/^look\|50000\|0\|0\|\d+\|[\d:,]+$/ } @looks;
@@ -294,7 +295,9 @@ sub is_never_torn
 	cmp_ok(scalar(@looks), '>', 20, "$name: somebody looked");
 	is(join("\n", @wrong[ 0 .. ($#wrong < 4 ? $#wrong : 4) ]),
 		'', "$name: no torn transaction was ever visible");
-	is(join("\n", @steps_back), '', "$name: nor a step back");
+	cmp_ok(scalar(@steps_back), '<=', $crashes // 0,
+		"$name: nor a step back without a crash")
+	  or diag(join("\n", @steps_back));
 	note(scalar(@looks) . ' looks, ' . scalar(keys %positions) . ' positions');
 	return scalar(keys %positions);
 }
@@ -399,7 +402,7 @@ foreach my $mode ('fast', 'immediate', 'fast', 'immediate')
 }
 finish_load('restarts: the load went on', @load);
 wait_caught_up($slave);
-$positions = is_never_torn(stop_looping($reader), 'restarts');
+$positions = is_never_torn(stop_looping($reader), 'restarts', 2);
 cmp_ok($positions, '>', 3, 'restarts: drained in several steps');
 all_same('after restarts');
 is(status_value($slave, 'conflicts'), '0', 'no conflict');

@@ -497,7 +497,6 @@ END
 $$;
 CREATE TRIGGER note INSTEAD OF INSERT ON instead
 	FOR EACH ROW EXECUTE FUNCTION note_instead();
-UPDATE pg_trigger SET tgenabled = 'A' WHERE tgname = 'note';
 SQL
 log_table($master, 'viewed', 'instead');
 begin_story();
