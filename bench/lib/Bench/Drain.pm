@@ -1,16 +1,21 @@
 # How fast a slave that was away catches up with a backlog, and what it costs.
 #
-# The slave is stopped, the backlog and then one row more are committed on the
-# master.  The clock begins when the slave's server takes connections again
-# (its replicator could not have begun earlier; daemons are started right
-# then) and ends when the slave shows the last row.
+# Replication is paused, the backlog and then one row more are committed on the
+# master.  The clock begins when replication is resumed and ends when the slave
+# shows the last row.  The slave's server runs all the time, with the tables in
+# its shared buffers.
+#
+# Or else (cold) the slave's server is stopped, and the clock begins when it
+# takes connections again (its replicator could not have begun earlier; daemons
+# are started right then).
 #
 # A record, as it is in the JSON:
 #   backlog, changes
 #   system           name
 #   round
 #   seconds, rate    rate: changes per second
-#   start_seconds    what the server needed to take connections, not counted
+#   start_seconds    cold: what the server needed to take connections, not
+#                    counted
 #   cpu              seconds used meanwhile: { master, slave }
 
 package Bench::Drain;
@@ -39,7 +44,8 @@ sub measure_all ($pairs, $classes, $results, $options)
 	{
 		foreach my $backlog (@backlogs)
 		{
-			push @{ $results->{drains} }, measure($pairs, $_, $backlog, $round)
+			push @{ $results->{drains} },
+			  measure($pairs, $_, $backlog, $round, $options)
 			  foreach @$classes;
 			push @{ $results->{limits} }, limit($pairs, $backlog, $round)
 			  if $backlog->{limit};
@@ -49,7 +55,7 @@ sub measure_all ($pairs, $classes, $results, $options)
 }
 
 # The record, or none if it failed.
-sub measure ($pairs, $class, $backlog, $round)
+sub measure ($pairs, $class, $backlog, $round, $options)
 {
 	my %record = (round => $round, %$backlog{qw(changes)});
 	$record{backlog} = $backlog->{name};
@@ -58,10 +64,10 @@ sub measure ($pairs, $class, $backlog, $round)
 		$backlog->{content},
 		sub ($system) {
 			$record{system} = $system->name;
-			$system->stop_slave;
+			$options->{cold} ? $system->stop_slave : pause($system);
 			$backlog->{make}->($system->master);
 			settle($system->master);
-			drain($system, \%record);
+			drain($system, \%record, $options->{cold});
 			$system->compare_content(@{ $system->{tables} });
 		}) or return;
 	$record{rate} = $record{changes} / $record{seconds};
@@ -75,15 +81,29 @@ sub measure ($pairs, $class, $backlog, $round)
 	return \%record;
 }
 
+# Pauses replication; the slave's tables and indexes are read as a whole.
+sub pause ($system)
+{
+	my $slave = $system->slave;
+	$system->pause_slave;
+	$slave->do('CREATE EXTENSION IF NOT EXISTS pg_prewarm');
+	$slave->value(
+		q{SELECT sum(pg_prewarm(c.oid)) FROM pg_class c
+		  WHERE relkind IN ('r', 'i', 't')
+			AND relnamespace IN ('public'::regnamespace,
+				'pg_toast'::regnamespace)});
+	return;
+}
+
 # Adds the measured values to the record.
-sub drain ($system, $record)
+sub drain ($system, $record, $cold)
 {
 	my $last_row = $system->beat;
 	my $started = time();
-	$system->slave->start;
+	$system->slave->start if $cold;
 	my $begin = time();
 	my $cpu = Bench::Cpu::of_system($system);
-	$system->start_daemons;
+	$cold ? $system->start_daemons : $system->resume_slave;
 
 	my $look = $system->slave->dbh->prepare(
 		'SELECT 1 FROM bench_heartbeat WHERE id = ?',
@@ -98,7 +118,7 @@ sub drain ($system, $record)
 		$LOOK_SECONDS);
 
 	$record->{seconds} = time() - $begin;
-	$record->{start_seconds} = $begin - $started;
+	$record->{start_seconds} = $begin - $started if $cold;
 	$record->{cpu} =
 	  Bench::Cpu::difference($cpu, Bench::Cpu::of_system($system));
 	return;

@@ -42,7 +42,8 @@ sub measure_all ($pairs, $classes, $results, $options)
 			{
 				push @{ $results->{growth} },
 				  map { { %$_, %$point{qw(series tables spread)} } }
-				  Bench::Drain::measure($pairs, $class, $point, $round);
+				  Bench::Drain::measure($pairs, $class, $point, $round,
+					$options);
 			}
 		}
 	}

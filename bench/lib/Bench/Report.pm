@@ -33,7 +33,7 @@ sub render ($results, $options)
 	return join("\n",
 		environment($results, $options),
 		grep { defined } failures($results),
-		Bench::Report::Drain::rate_table($results),
+		Bench::Report::Drain::rate_table($results, $options->{cold}),
 		Bench::Report::Drain::ratio_table($results),
 		Bench::Report::Drain::cpu_table($results),
 		Bench::Report::Growth::backlog_table($results),

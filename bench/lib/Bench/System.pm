@@ -108,6 +108,21 @@ sub start_slave ($self)
 	return;
 }
 
+# Replication pauses while the slave's server goes on: a slave that the master
+# could not be reached from, say.  What has no daemons on the slave's side has to
+# say how.
+sub pause_slave ($self)
+{
+	$self->stop_daemons;
+	return;
+}
+
+sub resume_slave ($self)
+{
+	$self->start_daemons;
+	return;
+}
+
 # Ends everything; what a part of it fails to do must not keep the rest.
 sub teardown ($self)
 {

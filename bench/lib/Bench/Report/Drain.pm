@@ -13,15 +13,20 @@ use List::Util qw(max uniq);
 
 our @NATIVE = qw(native native-binary);
 
-sub rate_table ($results)
+sub rate_table ($results, $cold)
 {
 	my @limits = @{ $results->{limits} // [] };
 	return table(
 		$results,
 		'Drain of a backlog',
-		'Thousand changes per second, median (min–max) of the rounds, until'
-		  . ' the slave that was stopped shows the last row; rows counted and'
-		  . ' hashed on both sides after each.'
+		'Thousand changes per second, median (min–max) of the rounds, from'
+		  . (
+			$cold
+			? ' the start of the slave\'s server'
+			: ' the moment when replication is resumed'
+		  )
+		  . ' until the slave shows the last row; rows counted and hashed on'
+		  . ' both sides after each.'
 		  . (
 			@limits
 			? ' Limit: one INSERT ... SELECT of the same rows into the same'

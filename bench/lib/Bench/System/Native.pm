@@ -48,4 +48,23 @@ sub setup_slave ($self)
 	return;
 }
 
+sub pause_slave ($self)
+{
+	$self->slave->do('ALTER SUBSCRIPTION bench DISABLE');
+	wait_until(
+		'the subscription has stopped',
+		30,
+		sub {
+			$self->master->value(
+				'SELECT NOT active FROM pg_replication_slots');
+		});
+	return;
+}
+
+sub resume_slave ($self)
+{
+	$self->slave->do('ALTER SUBSCRIPTION bench ENABLE');
+	return;
+}
+
 1;

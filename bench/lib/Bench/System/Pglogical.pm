@@ -75,6 +75,27 @@ sub setup_slave ($self)
 	return;
 }
 
+sub pause_slave ($self)
+{
+	$self->slave->value(
+		q{SELECT pglogical.alter_subscription_disable('bench', true)});
+	wait_until(
+		'the subscription has stopped',
+		30,
+		sub {
+			$self->master->value(
+				'SELECT bool_and(NOT active) FROM pg_replication_slots');
+		});
+	return;
+}
+
+sub resume_slave ($self)
+{
+	$self->slave->value(
+		q{SELECT pglogical.alter_subscription_enable('bench', true)});
+	return;
+}
+
 sub create_node ($self, $cluster, $name)
 {
 	$cluster->do('CREATE EXTENSION pglogical');

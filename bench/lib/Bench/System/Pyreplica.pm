@@ -7,7 +7,7 @@ use warnings;
 use feature 'signatures';
 no warnings 'experimental::signatures';
 
-use Bench::Command qw(pg_directory);
+use Bench::Command qw(pg_directory wait_until);
 use parent 'Bench::System';
 
 sub title ($self) { return 'pyreplica'; }
@@ -42,6 +42,26 @@ sub setup_master ($self)
 		  $self->master->value('SELECT py_log_create_tg(?::text)', $table);
 		die "pyreplica: $answer\n" unless $answer =~ /created trigger/;
 	}
+	return;
+}
+
+sub pause_slave ($self)
+{
+	$self->slave->reload_with('pyreplica.enabled' => 'off');
+	wait_until(
+		'the worker has ended',
+		30,
+		sub {
+			!$self->slave->value(
+				q{SELECT count(*) FROM pg_stat_activity
+				  WHERE backend_type = 'pyreplica worker'});
+		});
+	return;
+}
+
+sub resume_slave ($self)
+{
+	$self->slave->reload_with('pyreplica.enabled' => undef);
 	return;
 }
 
