@@ -300,11 +300,11 @@ COMMENT ON FUNCTION py_log_flush() IS
 
 -- Whoever may execute this reads the log with it, and needs no right on the
 -- log's tables.
-CREATE FUNCTION py_log_fetch("position" pg_snapshot, marks integer)
+CREATE FUNCTION py_log_fetch("position" pg_snapshot, marks integer, linger_ms integer)
 RETURNS SETOF bytea
 AS 'MODULE_PATHNAME' LANGUAGE C VOLATILE STRICT;
-COMMENT ON FUNCTION py_log_fetch(pg_snapshot, integer) IS
-'what the log has past a position, up to that many marks, as src/common/format.h of the source describes; slaves call it';
+COMMENT ON FUNCTION py_log_fetch(pg_snapshot, integer, integer) IS
+'what the log has past a position, up to that many marks, as src/common/format.h of the source describes; if there is nothing, waits so many milliseconds for something; slaves call it';
 
 -- Called by a slave when it has connected.
 --
@@ -532,7 +532,7 @@ BEGIN
 	EXECUTE format('GRANT SELECT ON @extschema@.replica_log, @extschema@.replica_log_sql, @extschema@.pyreplica_slaves TO %I', role);
 	EXECUTE format('GRANT EXECUTE ON FUNCTION @extschema@.py_log_attach(text, text, pg_snapshot, pg_snapshot, pg_lsn) TO %I', role);
 	EXECUTE format('GRANT EXECUTE ON FUNCTION @extschema@.py_log_confirm(text, pg_snapshot) TO %I', role);
-	EXECUTE format('GRANT EXECUTE ON FUNCTION @extschema@.py_log_fetch(pg_snapshot, integer) TO %I', role);
+	EXECUTE format('GRANT EXECUTE ON FUNCTION @extschema@.py_log_fetch(pg_snapshot, integer, integer) TO %I', role);
 	EXECUTE format('GRANT EXECUTE ON FUNCTION @extschema@.py_log_rotate(), @extschema@.py_log_flush() TO %I', role);
 	EXECUTE format('GRANT EXECUTE ON FUNCTION @extschema@.py_log_changes(bytea) TO %I', role);
 END
@@ -594,7 +594,7 @@ REVOKE ALL ON replica_log, replica_log_1, replica_log_2, replica_log_3,
 REVOKE ALL ON SEQUENCE replica_log_current FROM PUBLIC;
 REVOKE ALL ON FUNCTION
 	py_log_changes(bytea), py_log_replica(), py_log_flush(),
-	py_log_fetch(pg_snapshot, integer),
+	py_log_fetch(pg_snapshot, integer, integer),
 	py_log_create_tg(text, text), py_log_create_tg(text),
 	py_log_drop_tg(text, text), py_log_drop_tg(text),
 	py_log_add_slave(text), py_log_drop_slave(text),

@@ -219,13 +219,13 @@ watch_catching_up('crashes change nothing');
 
 # An error in the second window is told after the first one is applied.
 $master->safe_psql('postgres',
-	'ALTER FUNCTION py_log_fetch(pg_snapshot, int) RENAME TO py_log_fetch_c');
+	'ALTER FUNCTION py_log_fetch(pg_snapshot, int, int) RENAME TO py_log_fetch_c');
 
 sub answer_with
 {
 	my ($body) = @_;
 	$master->safe_psql('postgres', <<"SQL");
-CREATE OR REPLACE FUNCTION py_log_fetch("position" pg_snapshot, marks int)
+CREATE OR REPLACE FUNCTION py_log_fetch("position" pg_snapshot, marks int, linger_ms int)
 RETURNS SETOF bytea LANGUAGE plpgsql SECURITY DEFINER AS \$\$
 DECLARE
 	here	pg_snapshot := pg_current_snapshot();
@@ -278,7 +278,7 @@ write_rows(4000);
 $xmax = position_xmax();
 answer_with(<<"SQL");
 	IF pg_snapshot_xmax("position") = '$xmax' THEN
-		RETURN QUERY SELECT public.py_log_fetch_c("position", marks);
+		RETURN QUERY SELECT public.py_log_fetch_c("position", marks, linger_ms);
 	ELSE
 		RETURN NEXT int4send(1) || int4send(0) || head;
 		RAISE EXCEPTION 'no more of this';
@@ -310,8 +310,8 @@ resume();
 watch_catching_up('blocks may be made by SQL');
 
 $master->safe_psql('postgres', <<'SQL');
-DROP FUNCTION py_log_fetch(pg_snapshot, int);
-ALTER FUNCTION py_log_fetch_c(pg_snapshot, int) RENAME TO py_log_fetch;
+DROP FUNCTION py_log_fetch(pg_snapshot, int, int);
+ALTER FUNCTION py_log_fetch_c(pg_snapshot, int, int) RENAME TO py_log_fetch;
 SQL
 pause();
 write_rows(100);
@@ -325,7 +325,7 @@ sub fetch_as
 {
 	my ($role) = @_;
 	my ($rc, $out, $err) = $master->psql('postgres',
-		"SET ROLE $role; SELECT count(*) > 1 FROM py_log_fetch('1:1:', 1000000)"
+		"SET ROLE $role; SELECT count(*) > 1 FROM py_log_fetch('1:1:', 1000000, 0)"
 	);
 	return $rc == 0 ? $out : $err;
 }

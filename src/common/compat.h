@@ -132,6 +132,25 @@ BufFileReadExact(BufFile *file, void *ptr, size_t size)
 #define BufFileWriteConst(file, ptr, size) BufFileWrite(file, ptr, size)
 #endif
 
+/*
+ * How many transactions with an id have ended.  Counted since 14; before, it
+ * seems as if there were always another one.  17 renamed the variable.
+ */
+#include "access/transam.h"
+static inline uint64
+pyr_completed_transactions(void)
+{
+#if PG_VERSION_NUM >= 170000
+	return *(volatile uint64 *) &TransamVariables->xactCompletionCount;
+#elif PG_VERSION_NUM >= 140000
+	return *(volatile uint64 *) &ShmemVariableCache->xactCompletionCount;
+#else
+	static uint64 count = 0;
+
+	return count++;
+#endif
+}
+
 /* 15 gave it block sizes that grow */
 #if PG_VERSION_NUM >= 150000
 #define pyr_generation_context(parent, name) \

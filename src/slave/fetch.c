@@ -101,12 +101,12 @@ pyr_window_create(void)
 
 /*
  * Prepares the statement in a new session.  $1 is our position, $2 how many
- * marks to advance.
+ * marks to advance, $3 how long to wait if there is nothing.
  */
 void
 pyr_window_prepare(PyrOrigin *origin)
 {
-	char	   *sql = psprintf("SELECT %s.py_log_fetch($1, $2)",
+	char	   *sql = psprintf("SELECT %s.py_log_fetch($1, $2, $3)",
 							   origin->schema);
 
 	/* if the connection is gone, the first fetch will tell */
@@ -297,23 +297,26 @@ adapt_marks(PyrWindow *window)
 }
 
 /*
- * Begins to fetch the window that begins at the snapshot.  Until it is
+ * Begins to fetch the window that begins at the snapshot.  If there is nothing,
+ * the master may take some milliseconds to see if something comes.  Until it is
  * finished, nothing else can be asked of the master.
  */
 void
 pyr_window_fetch_start(PyrWindow *window, PyrOrigin *origin,
-					   const char *from)
+					   const char *from, int linger_ms)
 {
 	char		marks[16];
-	const char *params[2] = {from, marks};
+	char		linger[16];
+	const char *params[3] = {from, marks, linger};
 
 	Assert(under_way == NULL);
 	pyr_window_clear(window);
 	snprintf(marks, sizeof(marks), "%d", marks_to_pass);
+	snprintf(linger, sizeof(linger), "%d", linger_ms);
 	window->remote = origin->remote;
 	under_way = window;
 	pyr_remote()->start(origin->remote, FETCH_STATEMENT, NULL,
-						2, params, take_row, window);
+						3, params, take_row, window);
 }
 
 /*

@@ -28,7 +28,7 @@ typedef struct PyrWindow PyrWindow;
 extern PyrWindow *pyr_window_create(void);
 extern void pyr_window_prepare(PyrOrigin *origin);
 extern void pyr_window_fetch_start(PyrWindow *window, PyrOrigin *origin,
-								   const char *from);
+								   const char *from, int linger_ms);
 extern void pyr_window_fetch_pump(void);
 extern bool pyr_window_fetch_is_under_way(void);
 extern bool pyr_window_fetch_finish(PyrWindow *window);

@@ -10,11 +10,11 @@
  * applied, so that master and slave both work.  It begins where that one ends;
  * the position moves only with what is applied.
  *
- * Resting comes in two depths.  At first the worker only pauses for some
- * milliseconds, without anybody knowing; a busy master so notifies nobody.
- * If there is still nothing, it announces on the master that it sleeps, looks
- * once more, and waits for a notification; see master/log.c for why none can
- * be missed.
+ * Resting comes in two depths.  At first the worker lets its looks linger on
+ * the master for some milliseconds, without any writer knowing; a busy master
+ * so notifies nobody.  If there is still nothing, it announces that it sleeps,
+ * looks once more, and waits for a notification; see master/log.c for why none
+ * can be missed.
  *
  * A master that is away is ordinary: the worker stays and tries again, later
  * each time up to pyreplica.retry_interval_max, and says so once.  Anything
@@ -56,8 +56,12 @@
 /* the master hears of our position this often while there is work */
 #define CONFIRM_INTERVAL_MS	1000
 
-/* pauses before going to sleep: 1, 2, 4 ... ms, this many of them */
-#define PAUSES				5
+/*
+ * Looks that linger on the master before the worker goes to sleep: this many of
+ * them, each so much longer than the one before.
+ */
+#define LINGERS				3
+#define LINGER_MS			10
 
 /*
  * Under load the worker lets some transactions gather, because a look costs
@@ -88,7 +92,9 @@ static XLogRecPtr applied_up_to = InvalidXLogRecPtr;	/* local WAL */
 static uint64 asked_request;		/* what the fetch under way serves */
 static TimestampTz asked_at;	/* and when it was sent */
 static TimestampTz looked_at = 0;
-static double rate = 0;			/* transactions per second, smoothed */
+static double recent_transactions = 0;
+static double recent_seconds = 0;
+static double rate = 0;			/* transactions per second, of late */
 
 static TimestampTz away_since = 0;
 static int	retry_ms = RETRY_FIRST_MS;
@@ -251,17 +257,23 @@ connect_origin(void)
 }
 
 /*
- * Keeps an eye on how fast transactions come.
+ * Keeps an eye on how fast transactions come: over the last twenty looks or so.
+ * (The mean of single looks' rates would be far too high: some of them come
+ * right after one another and find something.)
  */
 static void
 update_rate(TimestampTz now, int64 transactions)
 {
-	double		seconds = Max((now - looked_at) / 1000000.0, 0.0001);
+	double		seconds = (now - looked_at) / 1000000.0;
 
 	if (looked_at == 0 || seconds > 1)
-		rate = 0;
+		recent_transactions = recent_seconds = 0;
 	else
-		rate = rate * 0.8 + transactions / seconds * 0.2;
+	{
+		recent_transactions = recent_transactions * 0.95 + transactions;
+		recent_seconds = recent_seconds * 0.95 + seconds;
+	}
+	rate = recent_transactions / Max(recent_seconds, 0.01);
 	looked_at = now;
 }
 
@@ -286,11 +298,23 @@ is_confirm_time(void)
  * Asks the master for the window that begins there.
  */
 static void
-ask_for_window(const char *from)
+ask_for_window(const char *from, int linger_ms)
 {
 	asked_request = pyr_status_wait_requested();
 	asked_at = GetCurrentTimestamp();
-	pyr_window_fetch_start(next_window, origin, from);
+	pyr_window_fetch_start(next_window, origin, from, linger_ms);
+}
+
+/*
+ * How long a look may take if there is nothing: not long for somebody who waits
+ * for it, and not at all if we would be notified anyway.
+ */
+static int
+linger_ms(void)
+{
+	if (origin->is_announced || pyr_status_wait_pending())
+		return 0;
+	return LINGER_MS * Min(empty_looks + 1, LINGERS);
 }
 
 /*
@@ -305,7 +329,7 @@ take_window(void)
 	if (!pyr_window_fetch_is_under_way())
 	{
 		show(PYR_STATE_FETCHING, STATE_RUNNING, "fetching");
-		ask_for_window(position.snapshot);
+		ask_for_window(position.snapshot, linger_ms());
 	}
 	if (!pyr_window_fetch_finish(fetched))
 		return false;
@@ -325,7 +349,7 @@ apply_window(void)
 	PyrApplied	applied;
 
 	if (!pyr_window_is_complete(window) && !is_confirm_time())
-		ask_for_window(pyr_window_snapshot(window));
+		ask_for_window(pyr_window_snapshot(window), 0);
 
 	pyr_status_state(PYR_STATE_APPLYING);
 	pgstat_report_activity(STATE_RUNNING,
@@ -461,16 +485,14 @@ rest(void)
 	if (origin->is_announced)
 		return sleep_announced();
 
-	if (empty_looks <= PAUSES)
-		return rest_for(1L << (empty_looks - 1));
+	if (empty_looks < LINGERS)
+		return true;
 
-	if (!pyr_origin_announce(origin, &may_sleep))
-		return false;
-	if (may_sleep)
-		return true;			/* after one more look */
-
-	/* somebody is just committing who would not notify us */
-	return rest_for(1L << PAUSES);
+	/*
+	 * One more look comes first in any case.  If we may not sleep, because
+	 * somebody is just committing who would not notify us, it lingers.
+	 */
+	return pyr_origin_announce(origin, &may_sleep);
 }
 
 /*
@@ -489,7 +511,7 @@ pace(bool is_behind)
 	if (found_looks >= 2 && !pyr_origin_awake(origin))
 		return false;
 	if (rate > GATHER_RATE)
-		return rest_for(Min((long) (rate / GATHER_RATE * 4), GATHER_MS_MAX));
+		return rest_for(Min((long) (rate / GATHER_RATE * 5), GATHER_MS_MAX));
 	return true;
 }
 
