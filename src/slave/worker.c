@@ -68,6 +68,7 @@
  * both sides about as much as several transactions do.
  */
 #define GATHER_RATE			1000	/* transactions per second */
+#define GATHER_MS			5		/* at that rate, in proportion above */
 #define GATHER_MS_MAX		20
 
 /* a prepared transaction's commit wakes nobody */
@@ -511,7 +512,8 @@ pace(bool is_behind)
 	if (found_looks >= 2 && !pyr_origin_awake(origin))
 		return false;
 	if (rate > GATHER_RATE)
-		return rest_for(Min((long) (rate / GATHER_RATE * 5), GATHER_MS_MAX));
+		return rest_for(Min((long) (rate / GATHER_RATE * GATHER_MS),
+							GATHER_MS_MAX));
 	return true;
 }
 
