@@ -390,6 +390,20 @@ apply_merged(ApplyState *state)
 }
 
 /*
+ * Whether the change is so large that it should not be copied to be merged.
+ */
+static bool
+is_huge(PyrChange *change)
+{
+	int			nvalues = change->shape->nkey + change->shape->nset;
+	size_t		bytes = 0;
+
+	for (int i = 0; i < nvalues; i++)
+		bytes += Max(change->values[i].len, 0);
+	return bytes > merge_limit() / 4;
+}
+
+/*
  * Takes the change into the sets.  False: they have come to an end.
  */
 static bool
@@ -398,7 +412,7 @@ merge_change(ApplyState *state, PyrBinding *binding)
 	PyrTarget  *target = binding->target;
 	bool		keeps_order;
 
-	if (target->route == PYR_ROUTE_AT_ONCE)
+	if (target->route == PYR_ROUTE_AT_ONCE || is_huge(state->change))
 	{
 		if (!apply_merged(state))
 			return false;

@@ -53,6 +53,12 @@
 #include "utils/rel.h"
 #include "utils/syscache.h"
 
+/*
+ * So many sets of columns are remembered of a table, with their plans; if
+ * there are more, it is begun anew.
+ */
+#define FORMS_MAX		256
+
 /* most windows that a table whose sets failed is applied in order */
 #define PENALTY_MAX		64
 
@@ -593,6 +599,8 @@ pyr_target_keeps_order(PyrTarget *target, uint64 window)
 	if (target->window != window)
 	{
 		target->window = window;
+		if (list_length(target->merge->forms) > FORMS_MAX)
+			invalidate(list_make1(target));
 		target->is_distrusted = target->distrusted_windows > 0;
 		if (target->is_distrusted)
 			target->distrusted_windows--;
