@@ -714,6 +714,41 @@ DELETE FROM public.passing WHERE id='2'
 LOG
 	'each change is logged, and not what they come to');
 
+# --- Rows are found by their key ---
+
+# The planner would rather read all of a table that it knows to be tiny, as
+# this one is when it is first seen, or use the smaller index.
+on_both($master, $slave, <<'SQL');
+CREATE TABLE grown (a int, b int, n int, PRIMARY KEY (a, b));
+CREATE INDEX grown_a ON grown (a);
+INSERT INTO grown SELECT 1, i, 0 FROM generate_series(1, 10) i;
+ANALYZE grown
+SQL
+log_table($master, 'grown');
+
+sub scans
+{
+	return ask($slave, <<'SQL');
+SELECT (SELECT seq_scan FROM pg_stat_user_tables WHERE relname = 'grown') + sum(idx_scan) FILTER (WHERE indexrelname = 'grown_a')
+FROM pg_stat_user_indexes WHERE relname = 'grown'
+SQL
+}
+my $scans_before = scans();
+begin_story();
+for my $mode ('auto', 'strict')
+{
+	set_conf($slave, "pyreplica.apply_mode = $mode");
+	window(transactions(10, q(UPDATE grown SET n = n + i WHERE a = 1)));
+	window(transactions(2, q(DELETE FROM grown WHERE b = 10; INSERT INTO grown VALUES (1, 10, 0))));
+	wait_caught_up($slave);
+}
+set_conf($slave, 'pyreplica.apply_mode = auto');
+ok( $slave->poll_query_until(
+		'postgres', q(SELECT idx_scan >= 110 FROM pg_stat_user_indexes WHERE indexrelname = 'grown_pkey')),
+	'rows of a tiny table are looked up in the index of the key');
+is(scans(), $scans_before, 'and in no other way');
+all_well('a tiny table', 'grown');
+
 # --- Much of it ---
 
 # Many tables in one window.

@@ -292,7 +292,7 @@ static bool
 begin_hash(PyrMerge *merge, PyrMergeTable *table)
 {
 	table->only = PYR_EFFECT_NONE;
-	table->hash = merge_create(merge->context, Max(table->nrows * 2, 256),
+	table->hash = merge_create(merge->context, Max(table->nrows * 2, 8),
 									(void *) (intptr_t) table->nkey);
 	for (int i = 0; i < table->nrows; i++)
 	{
@@ -312,7 +312,7 @@ append_row(PyrMerge *merge, PyrMergeTable *table, PyrMergeRow *row)
 	{
 		MemoryContext oldcontext = MemoryContextSwitchTo(merge->context);
 
-		table->maxrows = Max(table->maxrows * 2, 64);
+		table->maxrows = Max(table->maxrows * 2, 8);
 		if (table->rows == NULL)
 			table->rows = palloc(table->maxrows * sizeof(PyrMergeRow *));
 		else

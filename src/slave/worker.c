@@ -439,6 +439,8 @@ sleep_announced(void)
 	TimestampTz until = TimestampTzPlusMilliseconds(GetCurrentTimestamp(),
 													keepalive_ms);
 
+	/* statistics of tables not yet reported would else wait as long as we do */
+	pgstat_report_stat(true);
 	log_line(DEBUG1, "Waiting for 'NOTIFY'");
 	for (;;)
 	{
