@@ -293,11 +293,6 @@ $$;
 COMMENT ON FUNCTION py_log_drop_slave(text) IS
 'forgets a slave that will not come back; the log is no longer kept for it';
 
-CREATE FUNCTION py_log_flush() RETURNS pg_lsn
-AS 'MODULE_PATHNAME' LANGUAGE C VOLATILE STRICT;
-COMMENT ON FUNCTION py_log_flush() IS
-'flushes the write-ahead log as far as it is written';
-
 -- Whoever may execute this reads the log with it, and needs no right on the
 -- log's tables.
 CREATE FUNCTION py_log_fetch("position" pg_snapshot, marks integer, linger_ms integer)
@@ -529,12 +524,10 @@ SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
 	EXECUTE format('GRANT USAGE ON SCHEMA @extschema@ TO %I', role);
-	EXECUTE format('GRANT SELECT ON @extschema@.replica_log, @extschema@.replica_log_sql, @extschema@.pyreplica_slaves TO %I', role);
 	EXECUTE format('GRANT EXECUTE ON FUNCTION @extschema@.py_log_attach(text, text, pg_snapshot, pg_snapshot, pg_lsn) TO %I', role);
 	EXECUTE format('GRANT EXECUTE ON FUNCTION @extschema@.py_log_confirm(text, pg_snapshot) TO %I', role);
 	EXECUTE format('GRANT EXECUTE ON FUNCTION @extschema@.py_log_fetch(pg_snapshot, integer, integer) TO %I', role);
-	EXECUTE format('GRANT EXECUTE ON FUNCTION @extschema@.py_log_rotate(), @extschema@.py_log_flush() TO %I', role);
-	EXECUTE format('GRANT EXECUTE ON FUNCTION @extschema@.py_log_changes(bytea) TO %I', role);
+	EXECUTE format('GRANT EXECUTE ON FUNCTION @extschema@.py_log_rotate() TO %I', role);
 END
 $$;
 COMMENT ON FUNCTION py_log_grant(name) IS
@@ -593,7 +586,7 @@ REVOKE ALL ON replica_log, replica_log_1, replica_log_2, replica_log_3,
 	pyreplica_position, pyreplica_status FROM PUBLIC;
 REVOKE ALL ON SEQUENCE replica_log_current FROM PUBLIC;
 REVOKE ALL ON FUNCTION
-	py_log_changes(bytea), py_log_replica(), py_log_flush(),
+	py_log_changes(bytea), py_log_replica(),
 	py_log_fetch(pg_snapshot, integer, integer),
 	py_log_create_tg(text, text), py_log_create_tg(text),
 	py_log_drop_tg(text, text), py_log_drop_tg(text),

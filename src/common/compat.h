@@ -133,9 +133,10 @@ BufFileReadExact(BufFile *file, void *ptr, size_t size)
 #endif
 
 /*
- * How many transactions with an id have ended.  Counted since 14; before, it
- * seems as if there were always another one.  17 renamed the variable.
+ * How many transactions with an id have ended.  Counted since 14; 17 renamed
+ * the variable.
  */
+#define PYR_COUNTS_COMPLETED (PG_VERSION_NUM >= 140000)
 #include "access/transam.h"
 static inline uint64
 pyr_completed_transactions(void)
@@ -145,11 +146,19 @@ pyr_completed_transactions(void)
 #elif PG_VERSION_NUM >= 140000
 	return *(volatile uint64 *) &ShmemVariableCache->xactCompletionCount;
 #else
-	static uint64 count = 0;
-
-	return count++;
+	return 0;
 #endif
 }
+
+/* 14 moved wait events to a header of their own, and named LSN's halves */
+#if PG_VERSION_NUM >= 140000
+#include "utils/wait_event.h"
+#else
+#include "pgstat.h"
+#define LSN_FORMAT_ARGS(lsn) \
+	(AssertVariableIsOfTypeMacro((lsn), XLogRecPtr), (uint32) ((lsn) >> 32)), \
+	((uint32) (lsn))
+#endif
 
 /* 15 gave it block sizes that grow */
 #if PG_VERSION_NUM >= 150000

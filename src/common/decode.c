@@ -281,6 +281,9 @@ parse_shape(PyrDecoder *decoder, const char *bytes, int len)
 	if (!read_varint(&cursor, &nkey) || !read_varint(&cursor, &nset) ||
 		nkey > MaxTupleAttributeNumber || nset > MaxTupleAttributeNumber)
 		corrupt("impossible number of columns");
+	if ((nkey == 0) != (shape->verb == PYR_TRUNCATE) ||
+		(nset > 0 && shape->verb != PYR_INSERT && shape->verb != PYR_UPDATE))
+		corrupt("columns that the operation cannot have");
 	shape->nkey = nkey;
 	shape->nset = nset;
 	shape->columns = MemoryContextAllocZero(decoder->context,

@@ -408,12 +408,12 @@ write_entries(bool preparing)
 }
 
 static void
-forget_transaction(void)
+forget_transaction(bool is_abort)
 {
 	state = NULL;
-	pyr_txbuffer_end();
 	pyr_capture_end_transaction();
 	pyr_relinfo_end_transaction();
+	pyr_txbuffer_end(is_abort);
 }
 
 /*
@@ -450,11 +450,11 @@ xact_callback(XactEvent event, void *arg pg_attribute_unused())
 		case XACT_EVENT_PRE_COMMIT:
 		case XACT_EVENT_PRE_PREPARE:
 			write_entries(event == XACT_EVENT_PRE_PREPARE);
-			forget_transaction();
+			forget_transaction(false);
 			break;
 
 		case XACT_EVENT_ABORT:
-			forget_transaction();
+			forget_transaction(true);
 			break;
 
 		default:

@@ -18,6 +18,7 @@
 #include "utils/rel.h"
 
 static PyrPlace place;
+static bool is_looking = false; /* and nothing has changed meanwhile */
 
 static void
 relcache_callback(Datum arg pg_attribute_unused(), Oid relid)
@@ -27,8 +28,8 @@ relcache_callback(Datum arg pg_attribute_unused(), Oid relid)
 	for (int i = 0; i < PYR_INNER_TABLES; i++)
 		ours = ours || relid == place.tables[i] ||
 			relid == place.xid_indexes[i] || relid == place.mark_indexes[i];
-	if (ours)
-		place.valid = false;
+	if (ours || is_looking)
+		place.valid = is_looking = false;
 }
 
 /*
@@ -75,7 +76,9 @@ pyr_place_find(Oid schema)
 		CacheRegisterRelcacheCallback(relcache_callback, (Datum) 0);
 	is_callback_registered = true;
 
-	place.valid = true;			/* invalidation may come while we look */
+	/* any invalidation may concern what we find */
+	is_looking = true;
+	place.valid = false;
 	place.schema = schema;
 	place.current = get_relname_relid("replica_log_current", schema);
 	is_complete = OidIsValid(place.current);
@@ -93,15 +96,14 @@ pyr_place_find(Oid schema)
 			is_complete = false;
 	}
 	if (!is_complete)
-	{
-		place.valid = false;
 		return NULL;
-	}
+	place.number = current_inner_table();
 
 	/*
-	 * If we are told of a change meanwhile, what we find is good enough for
+	 * If we were told of a change meanwhile, what we found is good enough for
 	 * now, but not for later.
 	 */
-	place.number = current_inner_table();
+	place.valid = is_looking;
+	is_looking = false;
 	return &place;
 }

@@ -33,9 +33,11 @@
 #include "access/table.h"
 #include "access/tableam.h"
 #include "access/twophase.h"
+#include "access/xact.h"
 #include "access/xlog.h"
 #include "common/compat.h"
 #include "common/format.h"
+#include "common/wal.h"
 #include "executor/spi.h"
 #include "executor/tuptable.h"
 #include "fmgr.h"
@@ -43,7 +45,6 @@
 #include "lib/stringinfo.h"
 #include "libpq/pqformat.h"
 #include "master/place.h"
-#include "master/writer.h"
 #include "miscadmin.h"
 #include "port/pg_bswap.h"
 #include "storage/bufmgr.h"
@@ -113,7 +114,9 @@ typedef struct LogScan
 /* a window on its way out */
 typedef struct Reader
 {
+	MemoryContext context;		/* of what is found */
 	PyrPlace	place;
+	bool		has_prepared;	/* the database had prepared transactions */
 	Bounds		from;			/* the slave's position */
 	Bounds		upto;			/* where the window ends */
 	char	   *upto_text;
@@ -464,10 +467,12 @@ find_window(Reader *reader, int marks)
 {
 	Datum		upto;
 
-	PushActiveSnapshot(GetLatestSnapshot());
+	/* in a transaction that has one snapshot, what it sees is the present */
+	PushActiveSnapshot(IsolationUsesXactSnapshot() ? GetTransactionSnapshot()
+					   : GetLatestSnapshot());
 
 	/* after the snapshot was taken, so all that it sees is safe */
-	reader->wal = pyr_writer_flush();
+	reader->wal = pyr_wal_flush();
 
 	reader->is_complete = !find_mark(reader, Max(marks, 1), &upto);
 	if (reader->is_complete)
@@ -484,15 +489,36 @@ find_window(Reader *reader, int marks)
 static bool
 wait_for_completion(uint64 completed, TimestampTz deadline)
 {
-	for (;;)
+	while (GetCurrentTimestamp() < deadline)
 	{
 		CHECK_FOR_INTERRUPTS();
 		if (pyr_completed_transactions() != completed)
 			return true;
-		if (GetCurrentTimestamp() >= deadline)
-			return false;
 		pg_usleep(LINGER_PAUSE_US);
 	}
+	return false;
+}
+
+/*
+ * Whether this database has prepared transactions; a slave that has seen all
+ * else wants to know.  Asked before the snapshot is taken: one that is committed
+ * in between is then seen, or told of.
+ */
+static bool
+has_prepared_transactions(void)
+{
+	bool		found;
+
+	if (max_prepared_xacts == 0)
+		return false;
+	SPI_connect();
+	if (SPI_execute("SELECT FROM pg_catalog.pg_prepared_xacts p"
+					" WHERE p.database OPERATOR(pg_catalog.=) pg_catalog.current_database()",
+					true, 1) != SPI_OK_SELECT)
+		elog(ERROR, "could not look for prepared transactions");
+	found = SPI_processed > 0;
+	SPI_finish();
+	return found;
 }
 
 /*
@@ -515,44 +541,30 @@ begin_reading(Oid schema, Datum position, int marks, int linger_ms)
 		elog(ERROR, "the tables of the log are missing");
 	reader->place = *place;
 	pfree(read_bounds(position, &reader->from));
+	reader->context = AllocSetContextCreate(CurrentMemoryContext,
+											"pyreplica reader",
+											ALLOCSET_DEFAULT_SIZES);
 
+	/* a transaction with one snapshot would look at the same thing again */
+	if (!PYR_COUNTS_COMPLETED || IsolationUsesXactSnapshot())
+		linger_ms = 0;
 	linger_ms = Max(Min(linger_ms, LINGER_MAX_MS), 0);
 	deadline = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), linger_ms);
 	for (;;)
 	{
 		/* before the snapshot, so that nothing is missed in between */
 		uint64		completed = pyr_completed_transactions();
+		MemoryContext oldcontext = MemoryContextSwitchTo(reader->context);
 
+		reader->has_prepared = has_prepared_transactions();
 		find_window(reader, marks);
+		MemoryContextSwitchTo(oldcontext);
 		if (reader->nentries > 0 || !reader->is_complete || linger_ms == 0 ||
 			!wait_for_completion(completed, deadline))
 			break;
-		pfree(reader->upto_text);
-		pfree(reader->entries);
-		pfree(reader->kept.data);
+		MemoryContextReset(reader->context);
 	}
 	return reader;
-}
-
-/*
- * Whether this database has prepared transactions; a slave that has seen all
- * else wants to know.
- */
-static bool
-has_prepared_transactions(void)
-{
-	bool		found;
-
-	if (max_prepared_xacts == 0)
-		return false;
-	SPI_connect();
-	if (SPI_execute("SELECT FROM pg_catalog.pg_prepared_xacts p"
-					" WHERE p.database OPERATOR(pg_catalog.=) pg_catalog.current_database()",
-					true, 1) != SPI_OK_SELECT)
-		elog(ERROR, "could not look for prepared transactions");
-	found = SPI_processed > 0;
-	SPI_finish();
-	return found;
 }
 
 static Datum
@@ -563,8 +575,7 @@ make_head(Reader *reader)
 
 	if (reader->is_complete)
 		flags |= PYR_WINDOW_COMPLETE;
-	if (reader->is_complete && reader->nentries == 0 &&
-		has_prepared_transactions())
+	if (reader->is_complete && reader->nentries == 0 && reader->has_prepared)
 		flags |= PYR_WINDOW_PREPARED;
 
 	pq_begintypsend(&block);

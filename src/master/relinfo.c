@@ -54,6 +54,16 @@ relcache_callback(Datum arg pg_attribute_unused(), Oid relid)
 	}
 }
 
+/*
+ * A schema may have been renamed, of which tables are not told.
+ */
+static void
+namespace_callback(Datum arg, int cacheid pg_attribute_unused(),
+				   uint32 hash pg_attribute_unused())
+{
+	relcache_callback(arg, InvalidOid);
+}
+
 static void
 create_cache(void)
 {
@@ -63,6 +73,7 @@ create_cache(void)
 	ctl.entrysize = sizeof(CacheEntry);
 	cache = hash_create("pyreplica tables", 64, &ctl, HASH_ELEM | HASH_BLOBS);
 	CacheRegisterRelcacheCallback(relcache_callback, (Datum) 0);
+	CacheRegisterSyscacheCallback(NAMESPACEOID, namespace_callback, (Datum) 0);
 }
 
 /*

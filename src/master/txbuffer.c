@@ -13,8 +13,9 @@
  * builds on.  Moves are only remembered; emit follows them.
  *
  * Everything lives in TopTransactionContext and the file belongs to the top
- * transaction's resource owner, so an abort needs no help from here but the
- * call of pyr_txbuffer_end.
+ * transaction's resource owner.  An abort only has to forget all that: closing
+ * the file, or moving its position, would write what is still to be written, and
+ * that may be what failed (disk full).
  *
  *-------------------------------------------------------------------------
  */
@@ -44,6 +45,8 @@ typedef struct TxBuffer
 	char	   *memory;			/* all of them, unless there is a file */
 	size_t		allocated;
 	BufFile    *file;
+	bool		is_elsewhere;	/* the file's position is not at size */
+	bool		is_broken;		/* the file, by an error in writing */
 	Move	   *moves;			/* in the order of their start */
 	int			nmoves;
 	int			maxmoves;
@@ -63,6 +66,43 @@ uint64
 pyr_txbuffer_size(void)
 {
 	return buffer ? buffer->size : 0;
+}
+
+/*
+ * After an error nobody knows what of the file's own buffer was written, and
+ * the error may have been caught by a savepoint.
+ */
+static void
+check_file(void)
+{
+	if (buffer->is_broken)
+		ereport(ERROR,
+				(errcode(ERRCODE_IO_ERROR),
+				 errmsg("changes that this transaction made before cannot be logged"),
+				 errdetail("An error occurred while they were written to a temporary file."),
+				 errhint("Roll the transaction back.")));
+}
+
+static void
+write_file(const void *data, size_t len)
+{
+	check_file();
+	buffer->is_broken = true;
+	BufFileWriteConst(buffer->file, data, len);
+	buffer->is_broken = false;
+}
+
+/* writes what is in the file's buffer */
+static void
+seek(uint64 place)
+{
+	check_file();
+	buffer->is_broken = true;
+	if (BufFileSeek(buffer->file, 0, (off_t) place, SEEK_SET) != 0)
+		ereport(ERROR,
+				(errcode_for_file_access(),
+				 errmsg("could not seek in temporary file of captured changes")));
+	buffer->is_broken = false;
 }
 
 /*
@@ -89,7 +129,7 @@ spill(void)
 	PG_END_TRY();
 	MemoryContextSwitchTo(oldcontext);
 
-	BufFileWriteConst(buffer->file, buffer->memory, buffer->size);
+	write_file(buffer->memory, buffer->size);
 	pfree(buffer->memory);
 	buffer->memory = NULL;
 	buffer->allocated = 0;
@@ -133,17 +173,11 @@ pyr_txbuffer_append(const void *data, size_t len)
 		spill();
 	}
 
-	BufFileWriteConst(buffer->file, data, len);
+	if (buffer->is_elsewhere)
+		seek(buffer->size);
+	buffer->is_elsewhere = false;
+	write_file(data, len);
 	buffer->size += len;
-}
-
-static void
-seek(uint64 place)
-{
-	if (BufFileSeek(buffer->file, 0, (off_t) place, SEEK_SET) != 0)
-		ereport(ERROR,
-				(errcode_for_file_access(),
-				 errmsg("could not seek in temporary file of captured changes")));
 }
 
 /*
@@ -156,8 +190,7 @@ pyr_txbuffer_cut(uint64 size)
 		return;
 
 	buffer->size = size;
-	if (buffer->file != NULL)
-		seek(size);
+	buffer->is_elsewhere = true;
 	while (buffer->nmoves > 0 &&
 		   buffer->moves[buffer->nmoves - 1].start >= size)
 		buffer->nmoves--;
@@ -206,6 +239,7 @@ emit_plain(uint64 start, uint64 end, PyrSink sink, void *arg)
 	}
 
 	copy = palloc(Min(end - start, COPY_BYTES));
+	buffer->is_elsewhere = true;
 	seek(start);
 	while (start < end)
 	{
@@ -343,18 +377,15 @@ pyr_txbuffer_emit(PyrSink sink, void *arg)
 }
 
 /*
- * Forgets everything; called at the end of each transaction.
+ * Forgets everything; called at the end of each transaction.  Memory and file
+ * go with the transaction, but after a commit the file has to be closed.
  */
 void
-pyr_txbuffer_end(void)
+pyr_txbuffer_end(bool is_abort)
 {
 	TxBuffer   *ended = buffer;
 
-	if (ended == NULL)
-		return;
 	buffer = NULL;
-	if (ended->file != NULL)
+	if (ended != NULL && ended->file != NULL && !is_abort)
 		BufFileClose(ended->file);
-
-	/* the memory goes with TopTransactionContext */
 }

@@ -29,7 +29,6 @@
 #include "access/table.h"
 #include "access/xact.h"
 #include "access/xlog.h"
-#include "access/xlog_internal.h"
 #include "catalog/index.h"
 #include "common/compat.h"
 #include "common/hashfn.h"
@@ -40,13 +39,10 @@
 #include "nodes/execnodes.h"
 #include "utils/builtins.h"
 #include "utils/fmgrprotos.h"
-#include "utils/pg_lsn.h"
 #include "utils/rel.h"
 #include "utils/snapmgr.h"
 #include "utils/timestamp.h"
 #include "utils/xid8.h"
-
-PG_FUNCTION_INFO_V1(py_log_flush);
 
 /*
  * How much of the stream goes into one entry: as much as lets the entry fill
@@ -81,19 +77,71 @@ struct PyrWriter
 };
 
 static void
-insert_index_entry(PyrWriter *writer, Oid indexoid, HeapTuple tuple)
+insert_index_entry(PyrWriter *writer, Relation index, HeapTuple tuple)
 {
-	Relation	index = index_open(indexoid, RowExclusiveLock);
-
 	pyr_index_insert(index, &writer->values[PYR_COL_XID], &writer->isnull[PYR_COL_XID],
 					 &tuple->t_self, writer->table, writer->info);
-	index_close(index, RowExclusiveLock);
 }
 
 /*
- * Makes an entry of the piece gathered so far.  The log's indexes are the two
- * that the extension created: every entry is in the one on xid, those with a
- * snapshot are in the other as well.
+ * An index that is not the extension's own, or not yet: one that is being built
+ * by REINDEX CONCURRENTLY, which relies on every writer to fill it.
+ */
+static void
+insert_other_index_entry(PyrWriter *writer, Relation index, HeapTuple tuple)
+{
+	IndexInfo  *info = BuildIndexInfo(index);
+	EState	   *estate;
+	TupleTableSlot *slot;
+	Datum		values[INDEX_MAX_KEYS];
+	bool		isnull[INDEX_MAX_KEYS];
+
+	if (!info->ii_ReadyForInserts)
+		return;
+	estate = CreateExecutorState();
+	slot = MakeSingleTupleTableSlot(RelationGetDescr(writer->table),
+									&TTSOpsHeapTuple);
+	ExecStoreHeapTuple(tuple, slot, false);
+	GetPerTupleExprContext(estate)->ecxt_scantuple = slot;
+	if (info->ii_Predicate == NIL ||
+		ExecQual(ExecPrepareQual(info->ii_Predicate, estate),
+				 GetPerTupleExprContext(estate)))
+	{
+		FormIndexDatum(info, slot, estate, values, isnull);
+		pyr_index_insert(index, values, isnull, &tuple->t_self, writer->table,
+						 info);
+	}
+	ExecDropSingleTupleTableSlot(slot);
+	FreeExecutorState(estate);
+}
+
+/*
+ * The log's indexes are the two that the extension created: every entry is in
+ * the one on xid, those with a snapshot are in the other as well.
+ */
+static void
+insert_index_entries(PyrWriter *writer, HeapTuple tuple)
+{
+	List	   *indexes = RelationGetIndexList(writer->table);
+	ListCell   *cell;
+
+	foreach(cell, indexes)
+	{
+		Relation	index = index_open(lfirst_oid(cell), RowExclusiveLock);
+
+		if (lfirst_oid(cell) == writer->place->xid_indexes[writer->number])
+			insert_index_entry(writer, index, tuple);
+		else if (lfirst_oid(cell) != writer->place->mark_indexes[writer->number])
+			insert_other_index_entry(writer, index, tuple);
+		else if (!writer->isnull[PYR_COL_SNAPSHOT])
+			insert_index_entry(writer, index, tuple);
+		index_close(index, RowExclusiveLock);
+	}
+	list_free(indexes);
+}
+
+/*
+ * Makes an entry of the piece gathered so far.
  */
 static void
 finish_entry(PyrWriter *writer)
@@ -108,9 +156,7 @@ finish_entry(PyrWriter *writer)
 							writer->values, writer->isnull);
 	heap_insert(writer->table, tuple, GetCurrentCommandId(true), 0,
 				writer->bulk);
-	insert_index_entry(writer, writer->place->xid_indexes[writer->number], tuple);
-	if (!writer->isnull[PYR_COL_SNAPSHOT])
-		insert_index_entry(writer, writer->place->mark_indexes[writer->number], tuple);
+	insert_index_entries(writer, tuple);
 	heap_freetuple(tuple);
 
 	/* only the first part tells what is true of all */
@@ -147,6 +193,55 @@ pyr_writer_bytes(void *arg, const char *data, size_t len)
 }
 
 /*
+ * The snapshot of this moment as anybody else would take it: a server's
+ * snapshot does not list the own transaction among those in progress, and if
+ * a later one has ended, it would seem to be seen already.  (Marks then would
+ * not contain one another in one direction or the other.)
+ */
+static Datum
+snapshot_without_us(FullTransactionId fxid)
+{
+	uint64		xid = U64FromFullTransactionId(fxid);
+	Datum		snapshot;
+	StringInfoData text;
+	char	   *p;
+	char	   *list;
+	bool		is_listed = false;
+
+	PushActiveSnapshot(GetLatestSnapshot());
+	snapshot = pg_current_snapshot(NULL);
+	PopActiveSnapshot();
+	if (!DatumGetBool(DirectFunctionCall2(pg_visible_in_snapshot,
+										  FullTransactionIdGetDatum(fxid),
+										  snapshot)))
+		return snapshot;
+
+	/* xmin:xmax:xip,xip..., the list sorted; xmin is not beyond our own */
+	p = DatumGetCString(DirectFunctionCall1(pg_snapshot_out, snapshot));
+	list = strchr(strchr(p, ':') + 1, ':') + 1;
+	initStringInfo(&text);
+	appendBinaryStringInfo(&text, p, list - p);
+	while (*list != '\0')
+	{
+		char	   *end;
+
+		if (!is_listed && strtou64(list, &end, 10) > xid)
+		{
+			appendStringInfo(&text, UINT64_FORMAT ",", xid);
+			is_listed = true;
+		}
+		end = strchr(list, ',');
+		end = end != NULL ? end + 1 : list + strlen(list);
+		appendBinaryStringInfo(&text, list, end - list);
+		list = end;
+	}
+	if (!is_listed)
+		appendStringInfo(&text, "%s" UINT64_FORMAT,
+						 text.data[text.len - 1] == ':' ? "" : ",", xid);
+	return DirectFunctionCall1(pg_snapshot_in, CStringGetDatum(text.data));
+}
+
+/*
  * Gives the first entry the snapshot of this moment, if it is one of those
  * that should have it.  Which ones do is left to a hash of the transaction
  * id: it needs no state and suits sessions of any length.  Large transactions
@@ -161,9 +256,7 @@ maybe_mark(PyrWriter *writer, FullTransactionId fxid, uint64 size)
 		size < MARK_ALWAYS_BYTES)
 		return;
 
-	PushActiveSnapshot(GetLatestSnapshot());
-	snapshot = pg_current_snapshot(NULL);
-	PopActiveSnapshot();
+	snapshot = snapshot_without_us(fxid);
 	if (VARSIZE_ANY(DatumGetPointer(snapshot)) > MARK_BYTES_MAX)
 		return;
 
@@ -229,43 +322,4 @@ pyr_writer_end(PyrWriter *writer)
 
 	/* the lock stays until the end: the table must not be emptied before */
 	table_close(writer->table, NoLock);
-}
-
-/*
- * Makes everything safe that has been written to the write-ahead log so far,
- * and says how far that is.
- *
- * This goes with each look at the log.  What a slave sees must not be taken
- * back by a crash of this server: commits that are visible before they are
- * flushed (synchronous_commit = off), and also the mere numbers of
- * transactions that have ended, which a crash could give out a second time,
- * to transactions that the slave would then believe to have seen.
- */
-XLogRecPtr
-pyr_writer_flush(void)
-{
-	XLogRecPtr	here;
-
-	/*
-	 * At the end of a page the insert position is already behind the next
-	 * page's header, which nobody has written yet.
-	 */
-	here = GetXLogInsertRecPtr();
-	if (here % XLOG_BLCKSZ == SizeOfXLogShortPHD ||
-		XLogSegmentOffset(here, wal_segment_size) == SizeOfXLogLongPHD)
-		here -= here % XLOG_BLCKSZ;
-
-	XLogFlush(here);
-	return here;
-}
-
-/*
- * py_log_flush() returns pg_lsn: the same, for SQL.
- */
-Datum
-py_log_flush(PG_FUNCTION_ARGS)
-{
-	if (RecoveryInProgress())
-		PG_RETURN_NULL();
-	PG_RETURN_LSN(pyr_writer_flush());
 }

@@ -15,6 +15,5 @@ typedef struct PyrWriter PyrWriter;
 extern PyrWriter *pyr_writer_begin(Oid schema, uint64 size);
 extern void pyr_writer_bytes(void *arg, const char *data, size_t len);
 extern void pyr_writer_end(PyrWriter *writer);
-extern XLogRecPtr pyr_writer_flush(void);
 
 #endif							/* PYR_WRITER_H */

@@ -14,6 +14,7 @@
  */
 #include "postgres.h"
 
+#include "common/compat.h"
 #include "fmgr.h"
 #include "lib/stringinfo.h"
 #include "libpq-fe.h"
@@ -26,9 +27,11 @@
 #include "utils/builtins.h"
 #include "utils/memutils.h"
 #include "utils/timestamp.h"
-#include "utils/wait_event.h"
 
 PG_MODULE_MAGIC;
+
+/* what can be taken in without serving interrupts, in libpq's portions */
+#define PUMP_READS_MAX		256
 
 /* when the connection string does not say connect_timeout */
 #define CONNECT_TIMEOUT_MS	10000
@@ -485,13 +488,15 @@ remote_start(PyrRemote *remote, const char *name, const char *sql,
 static void
 remote_pump(PyrRemote *remote)
 {
-	do
+	for (int i = 0; i < PUMP_READS_MAX; i++)
 	{
 		if (!remote->is_under_way || remote->is_lost)
 			return;
 		if (PQflush(remote->conn) < 0 || !PQconsumeInput(remote->conn))
 			remote->is_lost = true;
-	} while (take_results(remote));
+		if (!take_results(remote))
+			return;
+	}
 }
 
 /*

@@ -167,6 +167,8 @@ static long
 start_worker(const char *database)
 {
 	BackgroundWorker bgw;
+	MemoryContext oldcontext;
+	bool		is_started;
 
 	memset(&bgw, 0, sizeof(bgw));
 	bgw.bgw_flags = BGWORKER_SHMEM_ACCESS |
@@ -181,7 +183,11 @@ start_worker(const char *database)
 	strlcpy(bgw.bgw_extra, database, BGW_EXTRALEN);
 
 	windows_at_start = pyr_status_windows();
-	if (!RegisterDynamicBackgroundWorker(&bgw, &worker))
+	/* the handle is to stay */
+	oldcontext = MemoryContextSwitchTo(TopMemoryContext);
+	is_started = RegisterDynamicBackgroundWorker(&bgw, &worker);
+	MemoryContextSwitchTo(oldcontext);
+	if (!is_started)
 	{
 		worker = NULL;
 		complain(PYR_STATE_ERROR,

@@ -21,6 +21,7 @@
 
 static char *schema = NULL;
 static Oid	schema_oid = InvalidOid;
+static MemoryContext outer_context; /* what was current before a transaction */
 
 /*
  * Settings that applying relies on, whatever the server, the database or the
@@ -47,14 +48,19 @@ pyr_local_begin_session(const char *replica)
 		{"row_security", "off"},
 		{"statement_timeout", "0"},
 		{"lock_timeout", "0"},
+		{"transaction_timeout", "0"},
 		{"plan_cache_mode", "force_generic_plan"},
 		{"enable_seqscan", "off"},
 		{"jit", "off"},
 	};
 
 	for (size_t i = 0; i < lengthof(settings); i++)
-		SetConfigOption(settings[i][0], settings[i][1],
-						PGC_SUSET, PGC_S_OVERRIDE);
+	{
+		/* some are not there in all versions */
+		if (GetConfigOption(settings[i][0], true, false) != NULL)
+			SetConfigOption(settings[i][0], settings[i][1],
+							PGC_SUSET, PGC_S_OVERRIDE);
+	}
 	SetConfigOption("application_name", psprintf("pyreplica %s", replica),
 					PGC_USERSET, PGC_S_SESSION);
 }
@@ -65,6 +71,7 @@ pyr_local_begin_session(const char *replica)
 void
 pyr_local_begin_transaction(void)
 {
+	outer_context = CurrentMemoryContext;
 	SetCurrentStatementStartTimestamp();
 	StartTransactionCommand();
 	SPI_connect();
@@ -77,6 +84,7 @@ pyr_local_commit_transaction(void)
 	SPI_finish();
 	PopActiveSnapshot();
 	CommitTransactionCommand();
+	MemoryContextSwitchTo(outer_context);
 	pgstat_report_stat(false);
 }
 

@@ -12,6 +12,8 @@
  */
 #include "postgres.h"
 
+#include "common/compat.h"
+#include "common/wal.h"
 #include "fmgr.h"
 #include "lib/stringinfo.h"
 #include "mb/pg_wchar.h"
@@ -133,6 +135,8 @@ attach(PyrOrigin *origin, const char *replica, PyrPosition *position)
 	char	   *answer[2] = {NULL, NULL};
 	const char *params[5];
 
+	/* what the master is told of must be safe here */
+	(void) pyr_wal_flush();
 	pyr_position_rewind(position);
 	snprintf(wal, sizeof(wal), "%X/%X", LSN_FORMAT_ARGS(position->stored_wal));
 	params[0] = replica;

@@ -26,7 +26,6 @@
 #include "storage/shmem.h"
 #include "utils/builtins.h"
 #include "utils/timestamp.h"
-#include "utils/wait_event.h"
 
 PG_FUNCTION_INFO_V1(pyreplica_status);
 PG_FUNCTION_INFO_V1(pyreplica_wait);

@@ -32,16 +32,20 @@
 
 #include "access/htup_details.h"
 #include "access/relation.h"
+#include "catalog/catalog.h"
+#include "catalog/dependency.h"
 #include "catalog/namespace.h"
 #include "catalog/pg_class.h"
 #include "catalog/pg_inherits.h"
 #include "catalog/pg_proc.h"
 #include "catalog/pg_rewrite.h"
 #include "catalog/pg_trigger.h"
+#include "commands/extension.h"
 #include "commands/trigger.h"
 #include "common/compat.h"
 #include "common/keys.h"
 #include "parser/parse_coerce.h"
+#include "pyreplica.h"
 #include "rewrite/prs2lock.h"
 #include "slave/statement.h"
 #include "slave/target.h"
@@ -128,6 +132,20 @@ register_target(PyrTarget *target, Oid relid)
 	MemoryContextSwitchTo(oldcontext);
 }
 
+/*
+ * Whether the table is what the slave itself is made of.
+ */
+static bool
+is_protected(Oid namespace, Oid relid)
+{
+	Oid			extension = getExtensionOfObject(RelationRelationId, relid);
+
+	return IsCatalogNamespace(namespace) || IsToastNamespace(namespace) ||
+		namespace == get_namespace_oid("information_schema", true) ||
+		(OidIsValid(extension) &&
+		 extension == get_extension_oid(PYR_EXTENSION, true));
+}
+
 static Oid
 find_table(PyrShape *shape)
 {
@@ -142,6 +160,12 @@ find_table(PyrShape *shape)
 				 errmsg("the master's table \"%s.%s\" does not exist on the slave",
 						shape->schema, shape->table),
 				 errhint("Create it here, with the rows that the master's had before its log trigger was created, or drop its trigger on the master with py_log_drop_tg.")));
+	if (is_protected(namespace, relid))
+		ereport(ERROR,
+				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+				 errmsg("the master may not change \"%s.%s\" on the slave",
+						shape->schema, shape->table),
+				 errdetail("It belongs to the slave's own server, or to pyreplica.")));
 	return relid;
 }
 

@@ -192,7 +192,6 @@ note_back(void)
 	if (away_reason != NULL)
 		pfree(away_reason);
 	away_reason = NULL;
-	retry_ms = RETRY_FIRST_MS;
 }
 
 static void
@@ -213,10 +212,20 @@ lose_origin(void)
 {
 	char	   *reason = pyr_remote()->error(origin->remote);
 
+	bool		is_useless = away_since != 0;
+
 	close_origin();
-	if (conninfo_in_use != NULL &&
-		strcmp(conninfo_in_use, master_conninfo) == 0)
-		note_away(reason);
+	if (conninfo_in_use == NULL ||
+		strcmp(conninfo_in_use, master_conninfo) != 0)
+		return;
+	note_away(reason);
+
+	/* it could be made, but did not last for one look */
+	if (is_useless)
+	{
+		wait_for_latch(retry_ms);
+		retry_ms = Min(retry_ms * 2, retry_interval_max_ms);
+	}
 }
 
 /*
@@ -240,7 +249,6 @@ connect_origin(void)
 							 should_give_up, &error);
 	if (origin != NULL)
 	{
-		note_back();
 		log_line(LOG, psprintf("Encoding for this connections are %s %s",
 							   pg_encoding_to_char(origin->encoding),
 							   GetDatabaseEncodingName()));
@@ -334,6 +342,8 @@ take_window(void)
 	}
 	if (!pyr_window_fetch_finish(fetched))
 		return false;
+	note_back();
+	retry_ms = RETRY_FIRST_MS;
 	next_window = window;
 	window = fetched;
 	return true;
