@@ -17,7 +17,8 @@ OBJS = \
 	src/pyreplica.o \
 	src/common/config.o \
 	src/common/decode.o \
-	src/common/values.o src/common/wal.o \
+	src/common/values.o \
+	src/common/wal.o \
 	src/common/keys.o \
 	src/common/render.o \
 	src/master/relinfo.o \
