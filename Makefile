@@ -33,6 +33,8 @@ OBJS = \
 	src/slave/worker.o \
 	src/slave/origin.o \
 	src/slave/fetch.o \
+	src/slave/tables.o \
+	src/slave/copy.o \
 	src/slave/merge.o \
 	src/slave/target.o \
 	src/slave/statement.o \

@@ -172,6 +172,7 @@ BEGIN
 					   schemaname, tablename, args);
 		EXECUTE format('CREATE TRIGGER "!py_log_truncate_tg" AFTER TRUNCATE ON %I.%I FOR EACH STATEMENT EXECUTE FUNCTION @extschema@.py_log_replica(%s)',
 					   schemaname, tablename, args);
+		PERFORM pg_notify('replicas', 'tables');
 	END IF;
 
 	RETURN format('created trigger on %s (%s)', tablename,
@@ -230,6 +231,7 @@ BEGIN
 				   schemaname, tablename);
 	EXECUTE format('DROP TRIGGER IF EXISTS "!py_log_truncate_tg" ON %I.%I',
 				   schemaname, tablename);
+	PERFORM pg_notify('replicas', 'tables');
 	RETURN format('dropped trigger on %s', tablename);
 END
 $$;
@@ -242,6 +244,120 @@ LANGUAGE sql
 AS $$ SELECT @extschema@.py_log_drop_tg(@extschema@.py_log_table_schema(tablename), tablename) $$;
 COMMENT ON FUNCTION py_log_drop_tg(text) IS
 'drops the log triggers of a table';
+
+---------------------------------------------------------------------------
+-- Master: tables, for a slave that copies them
+---------------------------------------------------------------------------
+
+-- The columns that a log trigger takes as key, as py_log_replica() does: those
+-- that its arguments name, or else the primary key.
+CREATE FUNCTION py_log_key(trigger oid)
+RETURNS text[]
+LANGUAGE sql STABLE STRICT
+SET search_path = pg_catalog, pg_temp
+AS $$
+	WITH named AS (
+		SELECT u.n, convert_from(decode(u.a, 'escape'), getdatabaseencoding()) AS a
+		  FROM pg_trigger t,
+			   unnest(string_to_array(encode(t.tgargs, 'escape'), '\000')) WITH ORDINALITY AS u(a, n)
+		 WHERE t.oid = trigger AND u.n > 1 AND u.a <> '')
+	SELECT CASE WHEN (SELECT count(*) > 0 AND bool_and(EXISTS (
+						SELECT FROM pg_trigger t JOIN pg_attribute c ON c.attrelid = t.tgrelid
+						 WHERE t.oid = trigger AND c.attname = named.a
+						   AND c.attnum > 0 AND NOT c.attisdropped))
+						FROM named)
+		THEN (SELECT array_agg(a ORDER BY n) FROM named)
+		ELSE (SELECT array_agg(c.attname::text ORDER BY k.n)
+				FROM pg_trigger t JOIN pg_index i ON i.indrelid = t.tgrelid AND i.indisprimary,
+					 unnest(i.indkey::int2[]) WITH ORDINALITY AS k(attnum, n),
+					 pg_attribute c
+			   WHERE t.oid = trigger AND k.n <= i.indnkeyatts
+				 AND c.attrelid = t.tgrelid AND c.attnum = k.attnum)
+		END
+$$;
+
+CREATE VIEW py_log_tables AS
+SELECT n.nspname AS schemaname, c.relname AS tablename,
+	   t.oid AS trigger,
+	   greatest(c.reltuples, 0)::bigint AS expected
+  FROM pg_catalog.pg_trigger t
+  JOIN pg_catalog.pg_class c ON c.oid = t.tgrelid
+  JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+ WHERE t.tgfoid = '@extschema@.py_log_replica'::pg_catalog.regproc
+   AND t.tgtype & 1 = 1 AND t.tgenabled <> 'D';
+COMMENT ON VIEW py_log_tables IS
+'pyreplica: the tables that have a log trigger; "expected" is the number of rows that statistics tell';
+
+-- What two servers agree on that sort values of that type and collation alike:
+-- they do if this is the same text on both.  NULL: nobody can tell.
+CREATE FUNCTION py_log_order(value_type oid, value_collation oid)
+RETURNS text
+LANGUAGE sql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+	WITH t AS (
+		SELECT CASE WHEN b.typtype = 'd' THEN b.typbasetype ELSE b.oid END::regtype AS base
+		  FROM pg_type b WHERE b.oid = value_type),
+	c AS (
+		SELECT CASE WHEN k.collprovider = 'd' THEN coalesce(to_jsonb(d) ->> 'datlocprovider', 'c')
+					ELSE k.collprovider::text END AS provider,
+			   CASE WHEN k.collprovider = 'd'
+					THEN coalesce(to_jsonb(d) ->> 'datlocale', to_jsonb(d) ->> 'daticulocale', d.datcollate)
+					ELSE coalesce(to_jsonb(k) ->> 'colllocale', to_jsonb(k) ->> 'colliculocale', k.collcollate) END AS locale,
+			   k.collisdeterministic AS deterministic
+		  FROM pg_collation k, pg_database d
+		 WHERE k.oid = value_collation AND d.datname = current_database()),
+	v AS (
+		SELECT c.*, CASE WHEN c.provider = 'c' AND c.locale IN ('C', 'POSIX') THEN 'bytes'
+			ELSE (SELECT pg_collation_actual_version(k.oid) FROM pg_collation k
+				   WHERE k.collprovider::text = c.provider
+					 AND coalesce(to_jsonb(k) ->> 'colllocale', to_jsonb(k) ->> 'colliculocale', k.collcollate) = c.locale
+				   LIMIT 1) END AS version
+		  FROM c WHERE c.deterministic)
+	SELECT CASE
+		WHEN base IN ('int2', 'int4', 'int8') THEN 'int'
+		WHEN base IN ('bool', '"char"', 'oid', 'float4', 'float8', 'numeric', 'money',
+			'date', 'time', 'timetz', 'timestamp', 'timestamptz', 'interval',
+			'uuid', 'bytea', 'bit', 'varbit', 'inet', 'cidr', 'macaddr', 'macaddr8',
+			'pg_lsn', 'xid8', 'tid') THEN base::text
+		WHEN base IN ('text', 'varchar', 'bpchar', 'name') THEN
+			(SELECT CASE WHEN base = 'bpchar'::regtype THEN 'padded ' ELSE '' END ||
+					'text ' || CASE WHEN version = 'bytes' THEN 'C'
+							   ELSE provider || ' ' || locale || ' ' || version END ||
+					' ' || getdatabaseencoding() FROM v)
+		END
+	  FROM t
+$$;
+
+-- What a slave must know of a table to copy it; no row: it has no log trigger.
+CREATE FUNCTION py_log_describe(schemaname text, tablename text,
+	OUT key text[], OUT key_types text[], OUT key_orders text[],
+	OUT columns text[], OUT types oid[])
+RETURNS SETOF record
+LANGUAGE sql STABLE STRICT
+SET search_path = pg_catalog, pg_temp
+AS $$
+	SELECT k.key,
+		   (SELECT array_agg(format_type(a.atttypid, a.atttypmod) ORDER BY u.n)
+			  FROM unnest(k.key) WITH ORDINALITY AS u(name, n)
+			  JOIN pg_attribute a ON a.attrelid = c.oid AND a.attname = u.name AND NOT a.attisdropped),
+		   (SELECT array_agg(@extschema@.py_log_order(a.atttypid, a.attcollation) ORDER BY u.n)
+			  FROM unnest(k.key) WITH ORDINALITY AS u(name, n)
+			  JOIN pg_attribute a ON a.attrelid = c.oid AND a.attname = u.name AND NOT a.attisdropped),
+		   (SELECT array_agg(a.attname::text ORDER BY a.attnum)
+			  FROM pg_attribute a WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
+			   AND a.attgenerated <> 'v'),
+		   (SELECT array_agg(a.atttypid ORDER BY a.attnum)
+			  FROM pg_attribute a WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
+			   AND a.attgenerated <> 'v')
+	  FROM @extschema@.py_log_tables l
+	  JOIN pg_namespace n ON n.nspname = l.schemaname
+	  JOIN pg_class c ON c.relnamespace = n.oid AND c.relname = l.tablename,
+	  LATERAL (SELECT @extschema@.py_log_key(l.trigger) AS key) k
+	 WHERE l.schemaname = py_log_describe.schemaname
+	   AND l.tablename = py_log_describe.tablename
+	 LIMIT 1
+$$;
 
 ---------------------------------------------------------------------------
 -- Master: slaves, and letting go of what all of them have
@@ -306,11 +422,12 @@ COMMENT ON FUNCTION py_log_fetch(pg_snapshot, integer, integer) IS
 -- slave_position is where the slave's rows stand, NULL if it never replicated.
 -- slave_confirmed is the last position that the slave knows to have confirmed
 -- here: if this server remembers less, it has gone back in time.  wal is the
--- write-ahead log position that belongs to slave_position.
+-- write-ahead log position that belongs to slave_position.  A slave that copies
+-- its tables needs nothing from before its first time.
 CREATE FUNCTION py_log_attach(
 	slave text,
 	slave_system text, slave_position pg_snapshot, slave_confirmed pg_snapshot,
-	slave_wal pg_lsn,
+	slave_wal pg_lsn, slave_copies boolean,
 	OUT system_identifier text, OUT "position" pg_snapshot)
 RETURNS record
 LANGUAGE plpgsql SECURITY DEFINER
@@ -358,7 +475,8 @@ BEGIN
 
 	IF slave_position IS NULL THEN
 		-- the first time: from where it was added, or the log's beginning
-		"position" := coalesce(known."position", '1:1:');
+		"position" := CASE WHEN slave_copies THEN here
+			ELSE coalesce(known."position", '1:1:') END;
 	ELSE
 		"position" := slave_position;
 		IF pg_snapshot_xmax(slave_position) > pg_snapshot_xmax(here)
@@ -486,6 +604,48 @@ BEGIN
 END
 $$;
 
+-- Confirmations come about once a second while there is work.
+CREATE FUNCTION py_log_wait(slave text DEFAULT NULL, timeout interval DEFAULT NULL)
+RETURNS boolean
+LANGUAGE plpgsql SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+	here	pg_snapshot := pg_current_snapshot();
+	until	timestamptz := clock_timestamp() + timeout;
+	pause	double precision := 0.005;
+BEGIN
+	IF current_setting('transaction_isolation') <> 'read committed' THEN
+		RAISE EXCEPTION 'py_log_wait cannot be used in a transaction of isolation level %', current_setting('transaction_isolation')
+			USING ERRCODE = 'feature_not_supported',
+			DETAIL = 'It would not see what slaves confirm meanwhile.';
+	END IF;
+	IF slave IS NOT NULL AND NOT EXISTS (SELECT FROM @extschema@.replica_slave s WHERE s.name = slave) THEN
+		RAISE EXCEPTION 'slave "%" does not exist', slave
+			USING ERRCODE = 'undefined_object';
+	END IF;
+	LOOP
+		-- is there an entry of before the call that a slave has not confirmed?
+		IF NOT EXISTS (
+			SELECT FROM @extschema@.replica_slave s
+			 WHERE (slave IS NULL OR s.name = slave)
+			   AND EXISTS (SELECT FROM @extschema@.replica_log l
+							WHERE l.xid >= pg_snapshot_xmin(s."position")
+							  AND NOT pg_visible_in_snapshot(l.xid, s."position")
+							  AND pg_visible_in_snapshot(l.xid, here))) THEN
+			RETURN true;
+		END IF;
+		IF clock_timestamp() >= until THEN
+			RETURN false;
+		END IF;
+		PERFORM pg_sleep(pause);
+		pause := least(pause * 1.5, 0.1);
+	END LOOP;
+END
+$$;
+COMMENT ON FUNCTION py_log_wait(text, interval) IS
+'waits until a slave (all, if none is named) has confirmed everything that was committed before the call; false: it took too long';
+
 CREATE VIEW pyreplica_slaves AS
 SELECT s.name,
 	   l.pid IS NOT NULL AS connected,
@@ -524,10 +684,12 @@ SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
 	EXECUTE format('GRANT USAGE ON SCHEMA @extschema@ TO %I', role);
-	EXECUTE format('GRANT EXECUTE ON FUNCTION @extschema@.py_log_attach(text, text, pg_snapshot, pg_snapshot, pg_lsn) TO %I', role);
+	EXECUTE format('GRANT EXECUTE ON FUNCTION @extschema@.py_log_attach(text, text, pg_snapshot, pg_snapshot, pg_lsn, boolean) TO %I', role);
 	EXECUTE format('GRANT EXECUTE ON FUNCTION @extschema@.py_log_confirm(text, pg_snapshot) TO %I', role);
 	EXECUTE format('GRANT EXECUTE ON FUNCTION @extschema@.py_log_fetch(pg_snapshot, integer, integer) TO %I', role);
 	EXECUTE format('GRANT EXECUTE ON FUNCTION @extschema@.py_log_rotate() TO %I', role);
+	EXECUTE format('GRANT SELECT ON @extschema@.py_log_tables TO %I', role);
+	EXECUTE format('GRANT EXECUTE ON FUNCTION @extschema@.py_log_key(oid), @extschema@.py_log_order(oid, oid), @extschema@.py_log_describe(text, text) TO %I', role);
 END
 $$;
 COMMENT ON FUNCTION py_log_grant(name) IS
@@ -555,6 +717,48 @@ COMMENT ON COLUMN pyreplica_position."position" IS 'the master''s snapshot that 
 COMMENT ON COLUMN pyreplica_position.wal IS 'write-ahead log position of the master at that time';
 COMMENT ON COLUMN pyreplica_position.confirmed IS 'the last position that the master is known to remember';
 
+-- The tables that each replica follows.  Written by its worker alone, in the
+-- transactions that change what it tells.
+CREATE TABLE pyreplica_table (
+	replica		text,
+	schemaname	text,
+	tablename	text,
+	trigger		oid,
+	state		text NOT NULL CHECK (state IN ('waiting', 'copying', 'ready')),
+	bookmark	text[],
+	is_resync	boolean NOT NULL DEFAULT false,
+	rows_copied	bigint NOT NULL DEFAULT 0,
+	rows_expected bigint NOT NULL DEFAULT 0,
+	started_at	timestamptz,
+	finished_at	timestamptz,
+	last_error	text,
+	last_error_at timestamptz,
+	wants_resync boolean NOT NULL DEFAULT false,
+	PRIMARY KEY (replica, schemaname, tablename)
+);
+SELECT pg_catalog.pg_extension_config_dump('@extschema@.pyreplica_table', '');
+COMMENT ON TABLE pyreplica_table IS
+'pyreplica: the tables that each replica follows; to be read in pyreplica_tables';
+COMMENT ON COLUMN pyreplica_table.trigger IS 'the log trigger on the master; another one means that changes may have been missed';
+COMMENT ON COLUMN pyreplica_table.wants_resync IS 'asked for with pyreplica_resync; the worker takes it from here';
+COMMENT ON COLUMN pyreplica_table.bookmark IS 'key of the last row copied; rows past it are not here yet';
+
+CREATE VIEW pyreplica_tables AS
+SELECT t.replica, t.schemaname, t.tablename,
+	   CASE WHEN t.last_error IS NOT NULL THEN 'error' ELSE t.state END AS state,
+	   t.rows_copied,
+	   CASE WHEN t.state = 'ready' THEN t.rows_copied
+			ELSE greatest(t.rows_expected, t.rows_copied) END AS rows_expected,
+	   CASE WHEN p.seconds > 0 THEN (t.rows_copied / p.seconds)::bigint END AS rows_per_second,
+	   CASE WHEN t.state = 'ready' THEN t.finished_at
+			WHEN t.rows_copied > 0 THEN t.started_at + pg_catalog.make_interval(secs =>
+				p.seconds * greatest(t.rows_expected, t.rows_copied) / t.rows_copied) END AS expected_end,
+	   t.started_at, t.finished_at, t.last_error, t.last_error_at
+  FROM @extschema@.pyreplica_table t,
+	   LATERAL (SELECT extract(epoch FROM coalesce(t.finished_at, pg_catalog.clock_timestamp()) - t.started_at)::double precision AS seconds) p;
+COMMENT ON VIEW pyreplica_tables IS
+'pyreplica: a row per table that is replicated, and how far its copy is';
+
 CREATE FUNCTION pyreplica_status(
 	OUT replica text, OUT pid integer, OUT state text, OUT master text,
 	OUT database text, OUT "position" text,
@@ -571,6 +775,35 @@ SELECT * FROM @extschema@.pyreplica_status();
 COMMENT ON VIEW pyreplica_status IS
 'pyreplica: a row per replica that this server maintains';
 
+CREATE FUNCTION pyreplica_wake() RETURNS void
+AS 'MODULE_PATHNAME', 'pyreplica_wake' LANGUAGE C VOLATILE STRICT;
+
+CREATE FUNCTION pyreplica_resync(tablename regclass, replica text DEFAULT NULL)
+RETURNS void
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+	nspname	text;
+	relname	text;
+BEGIN
+	SELECT n.nspname, c.relname INTO nspname, relname
+	  FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+	 WHERE c.oid = pyreplica_resync.tablename;
+	UPDATE @extschema@.pyreplica_table t SET wants_resync = true
+	 WHERE t.schemaname = nspname AND t.tablename = relname
+	   AND (pyreplica_resync.replica IS NULL OR t.replica = pyreplica_resync.replica);
+	IF NOT FOUND THEN
+		RAISE EXCEPTION 'table "%.%" is not replicated', nspname, relname
+			USING ERRCODE = 'undefined_object',
+			HINT = 'The view pyreplica_tables shows those that are; a table is when it has a log trigger on the master (py_log_create_tg).';
+	END IF;
+	PERFORM @extschema@.pyreplica_wake();
+END
+$$;
+COMMENT ON FUNCTION pyreplica_resync(regclass, text) IS
+'copies a table anew, over what is here: its rows are made equal to the master''s, range by range';
+
 CREATE FUNCTION pyreplica_wait(replica text DEFAULT NULL, timeout interval DEFAULT NULL)
 RETURNS boolean
 AS 'MODULE_PATHNAME', 'pyreplica_wait' LANGUAGE C VOLATILE;
@@ -583,7 +816,8 @@ COMMENT ON FUNCTION pyreplica_wait(text, interval) IS
 
 REVOKE ALL ON replica_log, replica_log_1, replica_log_2, replica_log_3,
 	replica_log_sql, replica_log_state, replica_slave, pyreplica_slaves,
-	pyreplica_position, pyreplica_status FROM PUBLIC;
+	pyreplica_position, pyreplica_status, py_log_tables, pyreplica_table,
+	pyreplica_tables FROM PUBLIC;
 REVOKE ALL ON SEQUENCE replica_log_current FROM PUBLIC;
 REVOKE ALL ON FUNCTION
 	py_log_changes(bytea), py_log_replica(),
@@ -591,9 +825,11 @@ REVOKE ALL ON FUNCTION
 	py_log_create_tg(text, text), py_log_create_tg(text),
 	py_log_drop_tg(text, text), py_log_drop_tg(text),
 	py_log_add_slave(text), py_log_drop_slave(text),
-	py_log_attach(text, text, pg_snapshot, pg_snapshot, pg_lsn),
+	py_log_attach(text, text, pg_snapshot, pg_snapshot, pg_lsn, boolean),
 	py_log_rotate(), py_log_confirm(text, pg_snapshot), py_log_grant(name),
-	pyreplica_status()
+	py_log_key(oid), py_log_order(oid, oid), py_log_describe(text, text),
+	py_log_wait(text, interval),
+	pyreplica_status(), pyreplica_wake(), pyreplica_resync(regclass, text)
 FROM PUBLIC;
-GRANT SELECT ON pyreplica_slaves, pyreplica_status TO pg_monitor;
+GRANT SELECT ON pyreplica_slaves, pyreplica_status, pyreplica_tables TO pg_monitor;
 GRANT EXECUTE ON FUNCTION pyreplica_status() TO pg_monitor;

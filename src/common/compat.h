@@ -160,6 +160,17 @@ pyr_completed_transactions(void)
 	((uint32) (lsn))
 #endif
 
+/* 14 divided CopyState, and gave COPY FROM its WHERE earlier */
+#include "commands/copy.h"
+#if PG_VERSION_NUM >= 140000
+#define pyr_begin_copy_from(pstate, rel, source, columns, options) \
+	BeginCopyFrom(pstate, rel, NULL, NULL, false, source, columns, options)
+#else
+typedef CopyState CopyFromState;
+#define pyr_begin_copy_from(pstate, rel, source, columns, options) \
+	BeginCopyFrom(pstate, rel, NULL, false, source, columns, options)
+#endif
+
 /* 15 gave it block sizes that grow */
 #if PG_VERSION_NUM >= 150000
 #define pyr_generation_context(parent, name) \

@@ -32,6 +32,12 @@ char	   *replica_database = NULL;
 /* Slave: off pauses the replica; the master keeps the log for it. */
 bool		replica_enabled = true;
 
+/*
+ * Slave: copy the rows that tables have when they begin to be followed.  off:
+ * they are here, because the slave was restored from a dump of the master.
+ */
+bool		copy_data = true;
+
 /* Slave: longest sleep without a look at the master. */
 int			keepalive_ms = 60 * 1000;
 
@@ -210,6 +216,15 @@ pyr_config_define(void)
 							 "Replicates; off pauses.",
 							 NULL,
 							 &replica_enabled,
+							 true,
+							 PGC_SIGHUP,
+							 0,
+							 NULL, NULL, NULL);
+
+	DefineCustomBoolVariable("pyreplica.copy_data",
+							 "Copies the rows that tables have when they begin to be followed.",
+							 "off: the slave was restored from a dump of the master.",
+							 &copy_data,
 							 true,
 							 PGC_SIGHUP,
 							 0,

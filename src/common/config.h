@@ -22,6 +22,7 @@ extern int	log_rotate_size_kb;
 extern const char *master_conninfo;
 extern char *replica_database;
 extern bool replica_enabled;
+extern bool copy_data;
 extern int	keepalive_ms;
 extern int	window_memory_kb;
 extern int	apply_mode;

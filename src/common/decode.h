@@ -28,7 +28,10 @@ typedef struct PyrShape
 	int			nkey;
 	int			nset;
 	PyrShapeColumn *columns;	/* nkey + nset of them */
-	void	   *user;			/* for the user of the shape; NULL at first */
+
+	/* for the users of the shape; NULL at first */
+	void	   *user;			/* where its changes go */
+	void	   *followed;		/* what is known of its table */
 } PyrShape;
 
 /* bytes of a value; len < 0: NULL */

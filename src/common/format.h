@@ -28,6 +28,7 @@
  *
  *	'I'  insert: key and set columns together are the new row
  *	'U'  update: the key as it was; the columns that changed, as they are now
+ *		 (if some of the key did, all of them that do not belong to the key)
  *	'D'  delete: the key
  *	'T'  truncate: no columns
  *

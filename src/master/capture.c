@@ -564,6 +564,12 @@ capture_update(TriggerData *trigdata, PyrRelInfo *info)
 		return;
 	}
 
+	/*
+	 * With another key it is another row to a slave that does not have all of
+	 * the table yet: it must be able to insert it.
+	 */
+	if (bms_overlap(changed, info->key_set))
+		changed = bms_union(changed, info->but_key);
 	append_change(info, PYR_UPDATE, changed,
 				  trigdata->tg_trigslot, trigdata->tg_newslot);
 	if (bms_overlap(changed, info->unique))

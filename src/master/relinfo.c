@@ -232,6 +232,7 @@ fill_info(PyrRelInfo *info, Relation rel, Trigger *trigger)
 
 		info->key[foreach_current_index(cell)] = attnum;
 		info->columns[attnum - 1].is_key = true;
+		info->key_set = bms_add_member(info->key_set, attnum - 1);
 	}
 	info->has_shared_key = !pyr_key_is_unique(rel, info->key, info->nkey, true);
 	for (int i = 0; i < desc->natts; i++)

@@ -39,6 +39,7 @@ typedef struct PyrRelInfo
 	PyrColumn  *columns;		/* natts of them */
 	int			nkey;
 	AttrNumber *key;			/* in the order the trigger names them */
+	Bitmapset  *key_set;		/* the same, from 0 */
 	Bitmapset  *but_key;		/* captured columns that are not key, from 0 */
 	Bitmapset  *unique;			/* columns that unique values depend on */
 	bool		has_shared_key; /* rows can share a key for a while */

@@ -47,6 +47,8 @@ struct PyrRemote
 	bool		is_lost;		/* with the connection */
 	PGresult   *failure;		/* what the server reported, to be thrown */
 	PyrRemoteRow row;
+	PyrRemoteCopied copied;
+	bool		is_copying;		/* COPY's rows come next */
 	void	   *arg;
 
 	PyrRemoteValue *values;		/* of the current row */
@@ -417,6 +419,9 @@ take_result(PyrRemote *remote, PGresult *result)
 			break;
 		case PGRES_COMMAND_OK:
 			break;
+		case PGRES_COPY_OUT:
+			remote->is_copying = true;
+			break;
 		default:
 			if (is_connection_error(remote, result))
 				remote->is_lost = true;
@@ -430,6 +435,36 @@ take_result(PyrRemote *remote, PGresult *result)
 }
 
 /*
+ * Takes the next row of COPY; false: it has not come yet.
+ */
+static bool
+take_copied(PyrRemote *remote)
+{
+	char	   *data;
+	int			len = PQgetCopyData(remote->conn, &data, 1);
+
+	if (len == 0)
+		return false;
+	if (len < 0)
+	{
+		/* how it ended is told by the result that follows */
+		remote->is_copying = false;
+		return true;
+	}
+	PG_TRY();
+	{
+		if (remote->copied != NULL)
+			remote->copied(remote->arg, data, len);
+	}
+	PG_FINALLY();
+	{
+		PQfreemem(data);
+	}
+	PG_END_TRY();
+	return true;
+}
+
+/*
  * Takes the results that have come as a whole; whether there were any.
  */
 static bool
@@ -437,11 +472,20 @@ take_results(PyrRemote *remote)
 {
 	bool		any = false;
 
-	while (remote->is_under_way && !remote->is_lost &&
-		   !PQisBusy(remote->conn))
+	while (remote->is_under_way && !remote->is_lost)
 	{
-		PGresult   *result = PQgetResult(remote->conn);
+		PGresult   *result;
 
+		if (remote->is_copying)
+		{
+			if (!take_copied(remote))
+				break;
+			any = true;
+			continue;
+		}
+		if (PQisBusy(remote->conn))
+			break;
+		result = PQgetResult(remote->conn);
 		any = true;
 		if (result != NULL)
 			take_result(remote, result);
@@ -464,6 +508,8 @@ begin_statement(PyrRemote *remote, bool is_sent, PyrRemoteRow row, void *arg)
 	remote->is_under_way = true;
 	remote->is_lost = !is_sent || PQflush(remote->conn) < 0;
 	remote->row = row;
+	remote->copied = NULL;
+	remote->is_copying = false;
 	remote->arg = arg;
 }
 
@@ -483,6 +529,18 @@ remote_start(PyrRemote *remote, const char *name, const char *sql,
 	if (sent)
 		PQsetSingleRowMode(remote->conn);
 	begin_statement(remote, sent, row, arg);
+}
+
+static void
+remote_start_script(PyrRemote *remote, const char *sql, PyrRemoteRow row,
+					PyrRemoteCopied copied, void *arg)
+{
+	int			sent = PQsendQuery(remote->conn, sql);
+
+	if (sent)
+		PQsetSingleRowMode(remote->conn);
+	begin_statement(remote, sent, row, arg);
+	remote->copied = copied;
 }
 
 static void
@@ -617,6 +675,7 @@ static const PyrRemoteFunctions functions = {
 	.prepare = remote_prepare,
 	.query = remote_query,
 	.start = remote_start,
+	.start_script = remote_start_script,
 	.pump = remote_pump,
 	.finish = remote_finish,
 	.wait = remote_wait,

@@ -2,7 +2,7 @@
  *
  * apply.c
  *	  A window into the slave's tables, and the position with it, in one local
- *	  transaction.
+ *	  transaction; also what came with it to copy a table.
  *
  * There are two ways.  In sets: the changes of the window are merged to their
  * net effect (merge.c), which then takes a statement for many rows (sets.c);
@@ -36,6 +36,7 @@
 #include "nodes/parsenodes.h"
 #include "pgstat.h"
 #include "slave/apply.h"
+#include "slave/copy.h"
 #include "slave/local.h"
 #include "slave/merge.h"
 #include "slave/sets.h"
@@ -447,8 +448,24 @@ merge_change(ApplyState *state, PyrBinding *binding)
 static bool
 apply_change(ApplyState *state)
 {
-	PyrShape   *shape = state->change->shape;
-	PyrBinding *binding = pyr_target_bind(shape);
+	PyrChange	other;
+	PyrShape   *shape;
+	PyrBinding *binding;
+
+	switch (pyr_copy_admit(pyr_tables_of_shape(state->change->shape),
+						   state->change, state->encoding, &other))
+	{
+		case PYR_ADMIT:
+			break;
+		case PYR_PASS_OVER:
+			return true;
+		case PYR_AS_INSERT:
+		case PYR_AS_DELETE:
+			state->change = &other;
+			break;
+	}
+	shape = state->change->shape;
+	binding = pyr_target_bind(shape);
 
 	state->applied.rows++;
 	if (log_statements)
@@ -675,6 +692,8 @@ pyr_apply_window(const char *replica, PyrWindow *window, int encoding,
 
 	error_context_stack = callback.previous;
 	report_conflicts(&state);
+	if (pyr_window_supplement(window) != NULL)
+		pyr_copy_apply(pyr_window_supplement(window), pyr_window_fetch_pump);
 
 	pyr_position_advance(position, pyr_window_snapshot(window),
 						 pyr_window_wal(window));

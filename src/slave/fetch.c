@@ -14,6 +14,11 @@
  * temporary file, before the first is applied: the master's statement ends
  * as soon as the network allows, however long applying takes.
  *
+ * Something else can be asked for along with a window, a supplement, which then
+ * describes the master at the very instant that the window ends at: both are
+ * read in one transaction with one snapshot.  Such a window ends in the present
+ * whatever its size.
+ *
  * A window can be fetched while another one is applied: the fetch is started,
  * pumped now and then, and finished when it is needed.  What it does in
  * between must not depend on the transaction it happens to run in, which may
@@ -31,12 +36,15 @@
 #include "fmgr.h"
 #include "port/pg_bswap.h"
 #include "slave/fetch.h"
+#include "utils/builtins.h"
 #include "utils/memutils.h"
 #include "utils/resowner.h"
 #include "utils/timestamp.h"
 #include "utils/tuplestore.h"
 
 #define FETCH_STATEMENT	"pyreplica_fetch"
+
+#define BLOCK_BYTES		65536	/* of what is copied */
 
 #define MARKS_FIRST		16
 #define MARKS_MAX		65536
@@ -63,6 +71,8 @@ struct PyrWindow
 	/* what is left of the block being read */
 	const char *data;
 	const char *end;
+
+	PyrSupplement *supplement;	/* what was asked for with it, or NULL */
 
 	/* while it is fetched */
 	PyrRemote  *remote;			/* NULL: it is not */
@@ -253,6 +263,129 @@ take_block(PyrWindow *window, const char *data, int len)
 }
 
 /*
+ * Makes a supplement to be asked for; what and sql are still to be set.
+ */
+PyrSupplement *
+pyr_supplement_create(void)
+{
+	MemoryContext context = AllocSetContextCreate(TopMemoryContext,
+												  "pyreplica supplement",
+												  ALLOCSET_SMALL_SIZES);
+	PyrSupplement *supplement = MemoryContextAllocZero(context,
+													   sizeof(PyrSupplement));
+
+	supplement->context = context;
+	return supplement;
+}
+
+void
+pyr_supplement_free(PyrSupplement *supplement)
+{
+	if (supplement->slot != NULL)
+		ExecDropSingleTupleTableSlot(supplement->slot);
+	if (supplement->copied != NULL)
+		tuplestore_end(supplement->copied);
+	MemoryContextDelete(supplement->context);
+}
+
+/*
+ * Keeps a row; NULLs are NULL pointers.
+ */
+static void
+keep_row(PyrSupplement *supplement, int ncols, const PyrRemoteValue *values)
+{
+	MemoryContext oldcontext = MemoryContextSwitchTo(supplement->context);
+	char	  **row = palloc(ncols * sizeof(char *));
+
+	for (int i = 0; i < ncols; i++)
+		row[i] = values[i].len < 0 ? NULL : pnstrdup(values[i].data,
+													 values[i].len);
+	supplement->rows = lappend(supplement->rows, row);
+	MemoryContextSwitchTo(oldcontext);
+}
+
+/*
+ * Puts the block that is being filled away.
+ */
+static void
+put_copied_block(PyrWindow *window)
+{
+	PyrSupplement *supplement = window->supplement;
+	Datum		block;
+	bool		isnull = false;
+
+	SET_VARSIZE(supplement->block.data, supplement->block.len);
+	block = PointerGetDatum(supplement->block.data);
+	if (supplement->copied == NULL)
+		supplement->copied = tuplestore_begin_heap(false, true, memory_kb());
+	tuplestore_putvalues(supplement->copied, window->desc, &block, &isnull);
+	supplement->block.len = VARHDRSZ;
+}
+
+/*
+ * A PyrRemoteCopied, with the same duties as take_row.
+ */
+static void
+take_copied(void *arg, const char *data, int len)
+{
+	PyrWindow  *window = arg;
+	PyrSupplement *supplement = window->supplement;
+	MemoryContext oldcontext = MemoryContextSwitchTo(supplement->context);
+	ResourceOwner oldowner = CurrentResourceOwner;
+	StringInfoData before_last = supplement->last[1];
+
+	CurrentResourceOwner = NULL;
+	if (supplement->block.data == NULL)
+	{
+		initStringInfo(&before_last);
+		initStringInfo(&supplement->last[0]);
+		initStringInfo(&supplement->block);
+		enlargeStringInfo(&supplement->block, BLOCK_BYTES);
+		supplement->block.len = VARHDRSZ;
+		supplement->slot = MakeSingleTupleTableSlot(window->desc,
+													&TTSOpsMinimalTuple);
+	}
+	if (supplement->block.len > VARHDRSZ &&
+		supplement->block.len + len > BLOCK_BYTES)
+		put_copied_block(window);
+	appendBinaryStringInfo(&supplement->block, data, len);
+
+	supplement->last[1] = supplement->last[0];
+	supplement->last[0] = before_last;
+	resetStringInfo(&supplement->last[0]);
+	appendBinaryStringInfo(&supplement->last[0], data, len);
+	supplement->nmessages++;
+	CurrentResourceOwner = oldowner;
+	MemoryContextSwitchTo(oldcontext);
+}
+
+/*
+ * The next block of what was copied; stays until the next one.  False: there is
+ * no more.
+ */
+bool
+pyr_supplement_next(PyrSupplement *supplement, const char **data, size_t *len)
+{
+	MemoryContext oldcontext;
+	bytea	   *block;
+	bool		found;
+
+	if (supplement->copied == NULL)
+		return false;
+	oldcontext = MemoryContextSwitchTo(supplement->context);
+	found = tuplestore_gettupleslot(supplement->copied, true, false,
+									supplement->slot);
+	MemoryContextSwitchTo(oldcontext);
+	if (!found)
+		return false;
+	slot_getallattrs(supplement->slot);
+	block = DatumGetByteaPP(supplement->slot->tts_values[0]);
+	*data = VARDATA_ANY(block);
+	*len = VARSIZE_ANY_EXHDR(block);
+	return true;
+}
+
+/*
  * A PyrRemoteRow.  It may be called within any transaction, to which nothing
  * of ours must belong; and what is wrong with a block is told at the end.
  */
@@ -268,7 +401,9 @@ take_row(void *arg, int ncols, const PyrRemoteValue *values)
 
 	oldcontext = MemoryContextSwitchTo(window->context);
 	CurrentResourceOwner = NULL;
-	if (ncols != 1 || values[0].len < 0)
+	if (ncols != 1 && window->supplement != NULL)
+		keep_row(window->supplement, ncols, values);
+	else if (ncols != 1 || values[0].len < 0)
 		window->wrong = "it is no block";
 	else if (window->snapshot == NULL)
 		take_head(window, values[0].data, values[0].len);
@@ -297,13 +432,39 @@ adapt_marks(PyrWindow *window)
 }
 
 /*
+ * Asks for the window up to the present, with the supplement.  Several
+ * statements sent as one are one transaction without further ado.  The cursor
+ * is there because only so a statement without parameters returns binary
+ * values.
+ */
+static void
+start_with_supplement(PyrWindow *window, PyrOrigin *origin, const char *from)
+{
+	char	   *sql;
+
+	sql = psprintf("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ;"
+				   "DECLARE pyreplica_window BINARY CURSOR FOR"
+				   " SELECT %s.py_log_fetch(%s, %d, 0);"
+				   "FETCH ALL FROM pyreplica_window;"
+				   "%s",
+				   origin->schema, quote_literal_cstr(from), PG_INT32_MAX,
+				   window->supplement->sql);
+	pyr_remote()->start_script(origin->remote, sql, take_row, take_copied,
+							   window);
+	pfree(sql);
+}
+
+/*
  * Begins to fetch the window that begins at the snapshot.  If there is nothing,
  * the master may take some milliseconds to see if something comes.  Until it is
  * finished, nothing else can be asked of the master.
+ *
+ * The supplement, if there is one, belongs to the window from now on.
  */
 void
 pyr_window_fetch_start(PyrWindow *window, PyrOrigin *origin,
-					   const char *from, int linger_ms)
+					   const char *from, int linger_ms,
+					   PyrSupplement *supplement)
 {
 	char		marks[16];
 	char		linger[16];
@@ -311,10 +472,16 @@ pyr_window_fetch_start(PyrWindow *window, PyrOrigin *origin,
 
 	Assert(under_way == NULL);
 	pyr_window_clear(window);
+	window->remote = origin->remote;
+	window->supplement = supplement;
+	under_way = window;
+	if (supplement != NULL)
+	{
+		start_with_supplement(window, origin, from);
+		return;
+	}
 	snprintf(marks, sizeof(marks), "%d", marks_to_pass);
 	snprintf(linger, sizeof(linger), "%d", linger_ms);
-	window->remote = origin->remote;
-	under_way = window;
 	pyr_remote()->start(origin->remote, FETCH_STATEMENT, NULL,
 						3, params, take_row, window);
 }
@@ -378,6 +545,8 @@ pyr_window_fetch_finish(PyrWindow *window)
 				(errcode(ERRCODE_DATA_CORRUPTED),
 				 errmsg("could not read what the master sent: %s",
 						window->wrong)));
+	if (window->supplement != NULL && window->supplement->block.len > VARHDRSZ)
+		put_copied_block(window);
 	adapt_marks(window);
 	return true;
 }
@@ -477,6 +646,15 @@ pyr_window_rewind(PyrWindow *window)
 }
 
 /*
+ * What was asked for with the window, or NULL.
+ */
+PyrSupplement *
+pyr_window_supplement(PyrWindow *window)
+{
+	return window->supplement;
+}
+
+/*
  * Forgets the window's entries, and that it was being fetched.
  */
 void
@@ -492,6 +670,9 @@ pyr_window_clear(PyrWindow *window)
 	window->snapshot = NULL;
 	window->transactions = 0;
 	window->bytes = 0;
+	if (window->supplement != NULL)
+		pyr_supplement_free(window->supplement);
+	window->supplement = NULL;
 	window->wrong = NULL;
 	window->remote = NULL;
 	window->is_pumping = false;

@@ -10,7 +10,11 @@
 
 #include "access/xlogdefs.h"
 #include "datatype/timestamp.h"
+#include "lib/stringinfo.h"
+#include "nodes/pg_list.h"
 #include "slave/origin.h"
+#include "executor/tuptable.h"
+#include "utils/tuplestore.h"
 
 /* one entry of replica_log; what it points at stays until the next is read */
 typedef struct PyrEntry
@@ -25,10 +29,30 @@ typedef struct PyrEntry
 
 typedef struct PyrWindow PyrWindow;
 
+/*
+ * What is read on the master together with a window, in the transaction whose
+ * snapshot the window ends at.
+ */
+typedef struct PyrSupplement
+{
+	MemoryContext context;		/* it lies in, with what came */
+	const char *sql;			/* statements that return rows, or COPY some */
+	void	   *what;			/* for the user */
+
+	/* what came */
+	List	   *rows;			/* char **: values as text */
+	Tuplestorestate *copied;	/* blocks of what COPY sent; NULL: nothing */
+	TupleTableSlot *slot;		/* the block being read */
+	StringInfoData block;		/* the one being filled */
+	int64		nmessages;		/* that COPY sent: rows, and an end */
+	StringInfoData last[2];		/* the last one, and the one before */
+} PyrSupplement;
+
 extern PyrWindow *pyr_window_create(void);
 extern void pyr_window_prepare(PyrOrigin *origin);
 extern void pyr_window_fetch_start(PyrWindow *window, PyrOrigin *origin,
-								   const char *from, int linger_ms);
+								   const char *from, int linger_ms,
+								   PyrSupplement *supplement);
 extern void pyr_window_fetch_pump(void);
 extern bool pyr_window_fetch_is_under_way(void);
 extern bool pyr_window_fetch_finish(PyrWindow *window);
@@ -41,6 +65,11 @@ extern int64 pyr_window_transactions(PyrWindow *window);
 extern int64 pyr_window_bytes(PyrWindow *window);
 extern bool pyr_window_next(PyrWindow *window, PyrEntry *entry);
 extern void pyr_window_rewind(PyrWindow *window);
+extern PyrSupplement *pyr_window_supplement(PyrWindow *window);
+extern PyrSupplement *pyr_supplement_create(void);
+extern bool pyr_supplement_next(PyrSupplement *supplement,
+								const char **data, size_t *len);
+extern void pyr_supplement_free(PyrSupplement *supplement);
 extern void pyr_window_clear(PyrWindow *window);
 
 #endif							/* PYR_FETCH_H */

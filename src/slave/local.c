@@ -10,6 +10,7 @@
 
 #include "access/xact.h"
 #include "executor/spi.h"
+#include "miscadmin.h"
 #include "pgstat.h"
 #include "pyreplica.h"
 #include "slave/local.h"
@@ -19,6 +20,7 @@
 #include "utils/memutils.h"
 #include "utils/snapmgr.h"
 
+static const char *replica_name = NULL;
 static char *schema = NULL;
 static Oid	schema_oid = InvalidOid;
 static MemoryContext outer_context; /* what was current before a transaction */
@@ -61,6 +63,7 @@ pyr_local_begin_session(const char *replica)
 			SetConfigOption(settings[i][0], settings[i][1],
 							PGC_SUSET, PGC_S_OVERRIDE);
 	}
+	replica_name = replica;
 	SetConfigOption("application_name", psprintf("pyreplica %s", replica),
 					PGC_USERSET, PGC_S_SESSION);
 }
@@ -151,6 +154,15 @@ pyr_local_ensure_extension(void)
 }
 
 /*
+ * The name of the replica that this process is the worker of.
+ */
+const char *
+pyr_local_replica(void)
+{
+	return replica_name;
+}
+
+/*
  * The schema that the extension is in here, quoted.
  */
 const char *
@@ -172,4 +184,26 @@ pyr_local_relation(const char *name)
 				(errcode(ERRCODE_UNDEFINED_TABLE),
 				 errmsg("relation \"%s\" of the extension is missing", name)));
 	return oid;
+}
+
+/*
+ * Takes on the rights of that user, the owner of a table, who cannot use this
+ * to get at ours.  An abort of the transaction takes them back as well.
+ */
+PyrIdentity
+pyr_local_become(Oid user)
+{
+	PyrIdentity before;
+
+	GetUserIdAndSecContext(&before.user, &before.security);
+	if (user != before.user)
+		SetUserIdAndSecContext(user,
+							   before.security | SECURITY_RESTRICTED_OPERATION);
+	return before;
+}
+
+void
+pyr_local_become_again(PyrIdentity before)
+{
+	SetUserIdAndSecContext(before.user, before.security);
 }

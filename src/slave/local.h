@@ -8,11 +8,21 @@
 #ifndef PYR_LOCAL_H
 #define PYR_LOCAL_H
 
+/* whose rights are in force */
+typedef struct PyrIdentity
+{
+	Oid			user;
+	int			security;
+} PyrIdentity;
+
 extern void pyr_local_begin_session(const char *replica);
 extern void pyr_local_begin_transaction(void);
 extern void pyr_local_commit_transaction(void);
 extern void pyr_local_ensure_extension(void);
+extern const char *pyr_local_replica(void);
 extern const char *pyr_local_schema(void);
 extern Oid	pyr_local_relation(const char *name);
+extern PyrIdentity pyr_local_become(Oid user);
+extern void pyr_local_become_again(PyrIdentity before);
 
 #endif							/* PYR_LOCAL_H */

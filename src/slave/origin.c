@@ -13,6 +13,7 @@
 #include "postgres.h"
 
 #include "common/compat.h"
+#include "common/config.h"
 #include "common/wal.h"
 #include "fmgr.h"
 #include "lib/stringinfo.h"
@@ -133,7 +134,7 @@ attach(PyrOrigin *origin, const char *replica, PyrPosition *position)
 {
 	char		wal[32];
 	char	   *answer[2] = {NULL, NULL};
-	const char *params[5];
+	const char *params[6];
 
 	/* what the master is told of must be safe here */
 	(void) pyr_wal_flush();
@@ -144,11 +145,12 @@ attach(PyrOrigin *origin, const char *replica, PyrPosition *position)
 	params[2] = position->stored;
 	params[3] = position->confirmed;
 	params[4] = wal;
+	params[5] = copy_data ? "true" : "false";
 	if (!query(origin,
 			   psprintf("SELECT a.system_identifier, a.\"position\"::text"
-						"  FROM %s.py_log_attach($1, $2, $3, $4, $5) a",
+						"  FROM %s.py_log_attach($1, $2, $3, $4, $5, $6) a",
 						origin->schema),
-			   5, params, keep_strings, answer))
+			   6, params, keep_strings, answer))
 		return false;
 
 	if (position->stored == NULL)

@@ -24,6 +24,9 @@ typedef struct PyrRemoteValue
 typedef void (*PyrRemoteRow) (void *arg, int ncols,
 							  const PyrRemoteValue *values);
 
+/* takes a row that COPY sends, as it is sent */
+typedef void (*PyrRemoteCopied) (void *arg, const char *data, int len);
+
 /*
  * Asked whenever the latch was set: true gives up what is being waited for.
  * It may also throw.
@@ -84,6 +87,16 @@ typedef struct PyrRemoteFunctions
 						  PyrRemoteRow row, void *arg);
 	void		(*pump) (PyrRemote *remote);
 	bool		(*finish) (PyrRemote *remote);
+
+	/*
+	 * Like start, for several statements that are carried out in one
+	 * transaction.  Rows of all of them go to row; their values have the form
+	 * that the statement gives them (binary if they come from a binary cursor).
+	 * Rows of COPY TO STDOUT go to copied.
+	 */
+	void		(*start_script) (PyrRemote *remote, const char *sql,
+								 PyrRemoteRow row, PyrRemoteCopied copied,
+								 void *arg);
 
 	/*
 	 * Waits, at most timeout_ms, for a notification or the latch.

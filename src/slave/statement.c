@@ -30,6 +30,7 @@
 #include "mb/pg_wchar.h"
 #include "miscadmin.h"
 #include "optimizer/paths.h"
+#include "slave/local.h"
 #include "slave/statement.h"
 #include "utils/builtins.h"
 #include "utils/lsyscache.h"
@@ -73,30 +74,6 @@ struct PyrStatement
 	SPIPlanPtr	many;
 	EphemeralNamedRelationData rows;
 };
-
-typedef struct Identity
-{
-	Oid			user;
-	int			security;
-} Identity;
-
-static Identity
-become(Oid user)
-{
-	Identity	before;
-
-	GetUserIdAndSecContext(&before.user, &before.security);
-	if (user != before.user)
-		SetUserIdAndSecContext(user,
-							   before.security | SECURITY_RESTRICTED_OPERATION);
-	return before;
-}
-
-static void
-become_again(Identity before)
-{
-	SetUserIdAndSecContext(before.user, before.security);
-}
 
 static void
 check_result(int rc)
@@ -342,7 +319,7 @@ statement_text(PyrStatement *statement, bool for_many)
 static SPIPlanPtr
 prepare(PyrStatement *statement, bool for_many)
 {
-	Identity	before = become(statement->target->owner);
+	PyrIdentity before = pyr_local_become(statement->target->owner);
 	char	   *text = statement_text(statement, for_many);
 	int			options;
 	SPIPlanPtr	plan;
@@ -359,7 +336,7 @@ prepare(PyrStatement *statement, bool for_many)
 		elog(ERROR, "could not prepare \"%s\": %s", text,
 			 SPI_result_code_string(SPI_result));
 	SPI_keepplan(plan);
-	become_again(before);
+	pyr_local_become_again(before);
 	pfree(text);
 	return plan;
 }
@@ -462,19 +439,7 @@ set_parameter(PyrStatement *statement, int i, const PyrValue *value,
 	statement->isnull[i] = value->len < 0;
 	if (value->len < 0)
 		return;
-	if (column->wire == PYR_WIRE_TEXT)
-	{
-		char	   *text = pnstrdup(value->data, value->len);
-
-		text = pg_any_to_server(text, value->len, encoding);
-		statement->values[i] = InputFunctionCall(&column->function, text,
-												 column->ioparam,
-												 column->typmod);
-	}
-	else
-		statement->values[i] = pyr_wire_decode(column->wire, value->data,
-											   value->len, &column->function,
-											   column->ioparam, encoding);
+	statement->values[i] = pyr_target_datum(column, value, encoding);
 }
 
 /*
@@ -483,7 +448,7 @@ set_parameter(PyrStatement *statement, int i, const PyrValue *value,
 static void
 run_one(PyrStatement *statement)
 {
-	Identity	before = become(statement->target->owner);
+	PyrIdentity before = pyr_local_become(statement->target->owner);
 	int			role = SessionReplicationRole;
 
 	/*
@@ -502,7 +467,7 @@ run_one(PyrStatement *statement)
 		SessionReplicationRole = role;
 	}
 	PG_END_TRY();
-	become_again(before);
+	pyr_local_become_again(before);
 }
 
 /*
@@ -590,7 +555,7 @@ pyr_statement_rows(PyrStatement *statement, PyrMergeRow **rows, int nrows,
 	MemoryContext oldcontext = MemoryContextSwitchTo(context);
 	Tuplestorestate *store = tuplestore_begin_heap(false, false,
 												   4 * BATCH_BYTES / 1024);
-	Identity	before;
+	PyrIdentity before;
 	uint64		touched = 0;
 	int			done = 0;
 
@@ -598,7 +563,7 @@ pyr_statement_rows(PyrStatement *statement, PyrMergeRow **rows, int nrows,
 	register_rows(statement);
 	if (statement->many == NULL)
 		statement->many = prepare(statement, true);
-	before = become(statement->target->owner);
+	before = pyr_local_become(statement->target->owner);
 	while (done < nrows)
 	{
 		int			n;
@@ -615,7 +580,7 @@ pyr_statement_rows(PyrStatement *statement, PyrMergeRow **rows, int nrows,
 		if (touched != (uint64) done)
 			break;
 	}
-	become_again(before);
+	pyr_local_become_again(before);
 	(void) SPI_unregister_relation(ROWS);
 	tuplestore_end(store);
 	MemoryContextSwitchTo(oldcontext);
@@ -629,8 +594,8 @@ pyr_statement_rows(PyrStatement *statement, PyrMergeRow **rows, int nrows,
 void
 pyr_statement_text(Oid owner, const char *text)
 {
-	Identity	before = become(owner);
+	PyrIdentity before = pyr_local_become(owner);
 
 	check_result(SPI_execute(text, false, 0));
-	become_again(before);
+	pyr_local_become_again(before);
 }

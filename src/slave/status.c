@@ -12,6 +12,7 @@
  */
 #include "postgres.h"
 
+#include "access/xact.h"
 #include "common/compat.h"
 #include "common/config.h"
 #include "funcapi.h"
@@ -29,6 +30,7 @@
 
 PG_FUNCTION_INFO_V1(pyreplica_status);
 PG_FUNCTION_INFO_V1(pyreplica_wait);
+PG_FUNCTION_INFO_V1(pyreplica_wake);
 
 #define MASTER_LEN		256
 #define POSITION_LEN	256
@@ -54,6 +56,8 @@ typedef struct ReplicaStatus
 	int64		errors;
 	char		last_error[ERROR_LEN];
 	TimestampTz last_error_at;
+
+	uint64		tables_requested;	/* how often something was asked for */
 
 	/* looks at the master asked for, and done */
 	uint64		wait_requested;
@@ -253,6 +257,20 @@ pyr_status_windows(void)
 }
 
 /*
+ * How often somebody has asked for something in pyreplica_table.
+ */
+uint64
+pyr_status_tables_requested(void)
+{
+	uint64		requested;
+
+	LWLockAcquire(status->lock, LW_SHARED);
+	requested = status->tables_requested;
+	LWLockRelease(status->lock);
+	return requested;
+}
+
+/*
  * The last look asked for.  A look that begins after this call serves it.
  */
 uint64
@@ -314,6 +332,8 @@ state_name(PyrState state)
 			return "fetching";
 		case PYR_STATE_APPLYING:
 			return "applying";
+		case PYR_STATE_COPYING:
+			return "copying";
 		case PYR_STATE_WAITING:
 			return "waiting";
 		case PYR_STATE_ERROR:
@@ -477,4 +497,40 @@ pyreplica_wait(PG_FUNCTION_ARGS)
 	ConditionVariableCancelSleep();
 
 	PG_RETURN_BOOL(served);
+}
+
+/* whether the current transaction asks the worker for something */
+static bool wakes_at_commit = false;
+
+static void
+wake_callback(XactEvent event, void *arg pg_attribute_unused())
+{
+	if (wakes_at_commit && event == XACT_EVENT_COMMIT)
+	{
+		LWLockAcquire(status->lock, LW_EXCLUSIVE);
+		status->tables_requested++;
+		if (status->proc != NULL)
+			SetLatch(&status->proc->procLatch);
+		LWLockRelease(status->lock);
+	}
+	if (event == XACT_EVENT_COMMIT || event == XACT_EVENT_ABORT ||
+		event == XACT_EVENT_PREPARE)
+		wakes_at_commit = false;
+}
+
+/*
+ * pyreplica_wake() returns void: once the transaction has committed, the worker
+ * looks at what is asked for in pyreplica_table.
+ */
+Datum
+pyreplica_wake(PG_FUNCTION_ARGS)
+{
+	static bool is_registered = false;
+
+	check_preloaded();
+	if (!is_registered)
+		RegisterXactCallback(wake_callback, NULL);
+	is_registered = true;
+	wakes_at_commit = true;
+	PG_RETURN_VOID();
 }

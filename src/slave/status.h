@@ -19,6 +19,7 @@ typedef enum PyrState
 	PYR_STATE_AWAY,				/* the master cannot be reached */
 	PYR_STATE_FETCHING,
 	PYR_STATE_APPLYING,
+	PYR_STATE_COPYING,			/* and applying what comes meanwhile */
 	PYR_STATE_WAITING,			/* everything is here */
 	PYR_STATE_ERROR				/* ended with an error, will be tried again */
 } PyrState;
@@ -35,6 +36,9 @@ extern void pyr_status_window(const char *position, int64 transactions,
 extern void pyr_status_error(PyrState state, const char *message);
 extern PyrState pyr_status_get_state(void);
 extern int64 pyr_status_windows(void);
+
+/* requests that are rows of pyreplica_table */
+extern uint64 pyr_status_tables_requested(void);
 
 /* pyreplica_wait */
 extern uint64 pyr_status_wait_requested(void);

@@ -44,6 +44,7 @@
 #include "commands/trigger.h"
 #include "common/compat.h"
 #include "common/keys.h"
+#include "mb/pg_wchar.h"
 #include "parser/parse_coerce.h"
 #include "pyreplica.h"
 #include "rewrite/prs2lock.h"
@@ -368,6 +369,7 @@ fill_columns(PyrTarget *target, Relation rel)
 		column->name = pstrdup(NameStr(att->attname));
 		column->type = att->atttypid;
 		column->typmod = att->atttypmod;
+		column->collation = att->attcollation;
 		column->is_dropped = att->attisdropped;
 		column->is_generated = att->attgenerated != '\0';
 		column->is_fixed = att->attidentity == ATTRIBUTE_IDENTITY_ALWAYS;
@@ -611,6 +613,24 @@ pyr_target_bind(PyrShape *shape)
 	shape->user = binding;
 	MemoryContextSwitchTo(oldcontext);
 	return binding;
+}
+
+/*
+ * A value, not NULL, as a datum of the column's parameter type, in the current
+ * memory context.
+ */
+Datum
+pyr_target_datum(PyrTargetColumn *column, const PyrValue *value, int encoding)
+{
+	char	   *text;
+
+	if (column->wire != PYR_WIRE_TEXT)
+		return pyr_wire_decode(column->wire, value->data, value->len,
+							   &column->function, column->ioparam, encoding);
+	text = pnstrdup(value->data, value->len);
+	text = pg_any_to_server(text, value->len, encoding);
+	return InputFunctionCall(&column->function, text, column->ioparam,
+							 column->typmod);
 }
 
 /*

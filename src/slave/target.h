@@ -25,6 +25,7 @@ typedef struct PyrTargetColumn
 	char	   *name;
 	Oid			type;
 	int32		typmod;
+	Oid			collation;
 	bool		is_dropped;
 	bool		is_generated;
 	bool		is_fixed;		/* cannot be updated */
@@ -78,6 +79,8 @@ typedef struct PyrBinding
 } PyrBinding;
 
 extern PyrBinding *pyr_target_bind(PyrShape *shape);
+extern Datum pyr_target_datum(PyrTargetColumn *column, const PyrValue *value,
+							  int encoding);
 extern bool pyr_target_has_rival(PyrTarget *target);
 extern bool pyr_target_keeps_order(PyrTarget *target, uint64 window);
 extern void pyr_target_distrust(PyrTarget *target);

@@ -36,11 +36,13 @@
 #include "postmaster/interrupt.h"
 #include "pyreplica.h"
 #include "slave/apply.h"
+#include "slave/copy.h"
 #include "slave/fetch.h"
 #include "slave/local.h"
 #include "slave/origin.h"
 #include "slave/position.h"
 #include "slave/status.h"
+#include "slave/tables.h"
 #include "slave/worker.h"
 #include "storage/ipc.h"
 #include "storage/latch.h"
@@ -52,6 +54,9 @@
 #include "utils/timestamp.h"
 
 #define RETRY_FIRST_MS		500
+
+/* after so long of being behind, a table is copied nevertheless */
+#define SUPPLEMENT_WAIT_MS	30000
 
 /* the master hears of our position this often while there is work */
 #define CONFIRM_INTERVAL_MS	1000
@@ -92,9 +97,13 @@ static TimestampTz confirmed_at = 0;
 static XLogRecPtr applied_up_to = InvalidXLogRecPtr;	/* local WAL */
 static uint64 asked_request;		/* what the fetch under way serves */
 static TimestampTz asked_at;	/* and when it was sent */
+static uint64 tables_requested = UINT64_MAX;	/* as often it was looked at */
+static bool is_in_step = false; /* the last window reached to the present */
+static TimestampTz in_step_at = 0;	/* when one did last */
 static TimestampTz looked_at = 0;
 static double recent_transactions = 0;
 static double recent_seconds = 0;
+static bool was_notified = false;	/* and has not looked yet */
 static double rate = 0;			/* transactions per second, of late */
 
 static TimestampTz away_since = 0;
@@ -129,6 +138,7 @@ reload(void)
 	ConfigReloadPending = false;
 	ProcessConfigFile(PGC_SIGHUP);
 	retry_ms = RETRY_FIRST_MS;
+	pyr_tables_retry();
 
 	if (master_conninfo[0] == '\0' || !replica_enabled)
 		proc_exit(0);
@@ -304,14 +314,30 @@ is_confirm_time(void)
 }
 
 /*
+ * Whether the next window may have a supplement: it is fetched up to the
+ * present, so we should not be far behind.
+ */
+static bool
+may_supplement(void)
+{
+	return is_in_step ||
+		TimestampDifferenceExceeds(in_step_at, GetCurrentTimestamp(),
+								   SUPPLEMENT_WAIT_MS);
+}
+
+/*
  * Asks the master for the window that begins there.
  */
 static void
 ask_for_window(const char *from, int linger_ms)
 {
+	PyrSupplement *supplement = NULL;
+
+	if (may_supplement())
+		supplement = pyr_copy_ask(origin->schema);
 	asked_request = pyr_status_wait_requested();
 	asked_at = GetCurrentTimestamp();
-	pyr_window_fetch_start(next_window, origin, from, linger_ms);
+	pyr_window_fetch_start(next_window, origin, from, linger_ms, supplement);
 }
 
 /*
@@ -324,6 +350,38 @@ linger_ms(void)
 	if (origin->is_announced || pyr_status_wait_pending())
 		return 0;
 	return LINGER_MS * Min(empty_looks + 1, LINGERS);
+}
+
+/*
+ * Waits for the window.  If the master refuses what was asked for with it, the
+ * window is fetched without.
+ */
+static bool
+finish_fetch(PyrWindow *fetched)
+{
+	MemoryContext context = CurrentMemoryContext;
+	volatile bool alive = false;
+	ErrorData  *volatile error = NULL;
+
+	if (pyr_window_supplement(fetched) == NULL)
+		return pyr_window_fetch_finish(fetched);
+
+	PG_TRY();
+	{
+		alive = pyr_window_fetch_finish(fetched);
+	}
+	PG_CATCH();
+	{
+		MemoryContextSwitchTo(context);
+		error = CopyErrorData();
+		FlushErrorState();
+	}
+	PG_END_TRY();
+	if (error == NULL)
+		return alive;
+	pyr_copy_refused(pyr_window_supplement(fetched), error);
+	pyr_window_fetch_start(fetched, origin, position.snapshot, 0, NULL);
+	return pyr_window_fetch_finish(fetched);
 }
 
 /*
@@ -340,7 +398,7 @@ take_window(void)
 		show(PYR_STATE_FETCHING, STATE_RUNNING, "fetching");
 		ask_for_window(position.snapshot, linger_ms());
 	}
-	if (!pyr_window_fetch_finish(fetched))
+	if (!finish_fetch(fetched))
 		return false;
 	note_back();
 	retry_ms = RETRY_FIRST_MS;
@@ -358,12 +416,18 @@ static PyrApplied
 apply_window(void)
 {
 	PyrApplied	applied;
+	char	   *what;
+	PyrSupplement *supplement = pyr_window_supplement(window);
+	bool		is_ahead = !pyr_window_is_complete(window);
 
-	if (!pyr_window_is_complete(window) && !is_confirm_time())
+	if (supplement != NULL)
+		is_ahead = pyr_copy_look_ahead(supplement);
+	if (is_ahead && !is_confirm_time())
 		ask_for_window(pyr_window_snapshot(window), 0);
 
-	pyr_status_state(PYR_STATE_APPLYING);
-	pgstat_report_activity(STATE_RUNNING,
+	pyr_status_state(supplement ? PYR_STATE_COPYING : PYR_STATE_APPLYING);
+	what = pyr_copy_progress();
+	pgstat_report_activity(STATE_RUNNING, what != NULL ? what :
 						   psprintf("applying: " INT64_FORMAT " transactions",
 									pyr_window_transactions(window)));
 	applied = pyr_apply_window(replica, window, origin->encoding, &position);
@@ -389,13 +453,20 @@ look(void)
 	at = asked_at;
 
 	update_rate(at, pyr_window_transactions(window));
-	if (pyr_window_is_empty(window))
+	is_in_step = pyr_window_is_complete(window);
+	if (is_in_step)
+		in_step_at = at;
+	if (pyr_window_is_empty(window) && pyr_window_supplement(window) == NULL)
 	{
 		pyr_position_advance(&position, pyr_window_snapshot(window),
 							 pyr_window_wal(window));
 		if (pyr_window_is_complete(window))
 			empty_looks++;
 		found_looks = 0;
+
+		/* it was about something else */
+		if (was_notified)
+			pyr_tables_want_list();
 	}
 	else
 	{
@@ -405,6 +476,7 @@ look(void)
 	}
 	pyr_status_window(position.snapshot, applied.transactions, applied.rows,
 					  applied.conflicts, applied.fell_back);
+	was_notified = false;
 	if (pyr_window_is_complete(window))
 	{
 		pyr_status_in_step(at);
@@ -455,6 +527,7 @@ sleep_announced(void)
 	for (;;)
 	{
 		long		left_ms = TimestampDifferenceMilliseconds(GetCurrentTimestamp(), until);
+		long		copy_due_ms = pyr_tables_due_ms();
 		int			events;
 
 		show(PYR_STATE_WAITING, STATE_IDLE, "waiting for NOTIFY");
@@ -471,14 +544,20 @@ sleep_announced(void)
 		}
 		if (pyr_status_wait_pending())
 			return true;
+		if (pyr_copy_is_due())
+			return true;
 		if (is_confirm_due)
 			left_ms = Min(left_ms, Max(confirm_due_ms(), 1));
+		if (copy_due_ms >= 0)
+			left_ms = Min(left_ms, Max(copy_due_ms, 1));
 		if (has_prepared)
 			left_ms = Min(left_ms, PREPARED_POLL_MS);
 
 		events = pyr_remote()->wait(origin->remote, left_ms);
 		if (events & PYR_REMOTE_AWAY)
 			return false;
+		if (events & PYR_REMOTE_NOTIFIED)
+			was_notified = true;
 		if (events & (PYR_REMOTE_NOTIFIED | PYR_REMOTE_LATCH))
 			return true;
 		if (has_prepared && !is_confirm_due)
@@ -537,9 +616,14 @@ work(void)
 {
 	bool		is_behind;
 
+	if (tables_requested != pyr_status_tables_requested())
+	{
+		tables_requested = pyr_status_tables_requested();
+		pyr_tables_take_requests();
+	}
 	if (!look())
 		return false;
-	is_behind = !pyr_window_is_complete(window);
+	is_behind = !is_in_step || pyr_copy_is_due();
 	if (found_looks > 0 || is_behind)
 		return pace(is_behind);
 	return rest();
@@ -575,6 +659,7 @@ begin(void)
 
 	pyr_local_begin_transaction();
 	pyr_position_load(replica, &position);
+	pyr_tables_load(replica);
 	window = pyr_window_create();
 	next_window = pyr_window_create();
 	pyr_local_commit_transaction();

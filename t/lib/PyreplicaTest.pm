@@ -81,7 +81,8 @@ sub database_of
 # A slave of that master; started unless told otherwise (start => 0).  With
 # streaming => 1, a server that can have a standby.  With database => 'name',
 # one that replicates into a database of this name, which is its name for the
-# master, too.
+# master, too.  With copy => 1, one that copies its tables; without, both sides
+# are taken to be equal at the beginning.
 sub new_slave
 {
 	my ($master, $name, %option) = @_;
@@ -100,6 +101,8 @@ sub new_slave
 		$node->append_conf('postgresql.conf',
 			"pyreplica.database = '$option{database}'\n");
 	}
+	$node->append_conf('postgresql.conf', "pyreplica.copy_data = off\n")
+	  unless $option{copy};
 	$node->append_conf('postgresql.conf', $option{conf}) if $option{conf};
 	$node->start unless defined $option{start} && !$option{start};
 	$node->safe_psql('postgres', "CREATE DATABASE $option{database}")

@@ -1,0 +1,34 @@
+/*-------------------------------------------------------------------------
+ *
+ * copy.h
+ *	  Brings the rows that a table has on the master, chunk by chunk.
+ *
+ *-------------------------------------------------------------------------
+ */
+#ifndef PYR_COPY_H
+#define PYR_COPY_H
+
+#include "common/decode.h"
+#include "slave/fetch.h"
+#include "slave/tables.h"
+
+/* what becomes of a change */
+typedef enum PyrAdmission
+{
+	PYR_ADMIT,					/* it is to be applied */
+	PYR_PASS_OVER,				/* a chunk will bring it */
+	PYR_AS_INSERT,				/* the row comes from where nothing is yet */
+	PYR_AS_DELETE				/* the row goes there */
+} PyrAdmission;
+
+extern bool pyr_copy_is_due(void);
+extern PyrSupplement *pyr_copy_ask(const char *schema);
+extern bool pyr_copy_look_ahead(PyrSupplement *supplement);
+extern void pyr_copy_apply(PyrSupplement *supplement, void (*between) (void));
+extern void pyr_copy_refused(PyrSupplement *supplement, ErrorData *error);
+extern char *pyr_copy_progress(void);
+
+extern PyrAdmission pyr_copy_admit(PyrTable *table, PyrChange *change,
+								   int encoding, PyrChange *other);
+
+#endif							/* PYR_COPY_H */

@@ -1,0 +1,532 @@
+/*-------------------------------------------------------------------------
+ *
+ * tables.c
+ *	  The tables that the replica follows: those that have a log trigger on the
+ *	  master.  How far each of them is is kept in pyreplica_table, and written
+ *	  in the transaction that brings it there.
+ *
+ * The list is read on the master together with a window, at whose end it
+ * is true: tables on it that we did not know are to be copied (or are here, if
+ * pyreplica.copy_data is off), and those that are not on it any more have been
+ * followed up to this very point.
+ *
+ * A change of a table that we have not heard of was made after its trigger was
+ * created.  If tables are copied, the copy will bring it.
+ *
+ * A table with another log trigger than before may have been changed while it
+ * had none; it is copied anew, over what is there.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "access/xact.h"
+#include "catalog/pg_type.h"
+#include "common/config.h"
+#include "executor/spi.h"
+#include "slave/local.h"
+#include "slave/tables.h"
+#include "utils/array.h"
+#include "utils/builtins.h"
+#include "utils/hsearch.h"
+#include "utils/memutils.h"
+#include "utils/timestamp.h"
+
+/* the list is read anew so often, if nothing tells us to */
+#define LIST_INTERVAL_MS	10000
+
+#define RETRY_FIRST_MS		1000
+
+static const char *replica_name;
+static HTAB *tables = NULL;
+static MemoryContext context;	/* of all that hangs on them */
+static int	nunfinished = 0;		/* those to be copied, or being copied */
+static bool is_list_wanted = true;
+static TimestampTz listed_at = 0;
+
+static const char *const state_words[] = {
+	[PYR_TABLE_WAITING] = "waiting",
+	[PYR_TABLE_COPYING] = "copying",
+	[PYR_TABLE_READY] = "ready",
+};
+
+static PyrTable *
+get_table(const char *schema, const char *tablename)
+{
+	PyrTableName name;
+	PyrTable   *table;
+	bool		found;
+
+	memset(&name, 0, sizeof(name));
+	namestrcpy(&name.schema, schema);
+	namestrcpy(&name.table, tablename);
+	table = hash_search(tables, &name, HASH_ENTER, &found);
+	if (!found)
+	{
+		memset(table, 0, sizeof(PyrTable));
+		table->name = name;
+	}
+	return table;
+}
+
+static bool
+is_unfinished(PyrTable *table)
+{
+	return table->state == PYR_TABLE_WAITING ||
+		table->state == PYR_TABLE_COPYING;
+}
+
+void
+pyr_table_set_state(PyrTable *table, PyrTableState state)
+{
+	nunfinished -= is_unfinished(table);
+	table->state = state;
+	nunfinished += is_unfinished(table);
+}
+
+static void
+replace_string(char **place, const char *value)
+{
+	if (*place != NULL)
+		pfree(*place);
+	*place = value ? MemoryContextStrdup(context, value) : NULL;
+}
+
+/*
+ * Keeps a copy of the key as bookmark; n = 0: there is none.
+ */
+void
+pyr_table_set_bookmark(PyrTable *table, char **bookmark, int n)
+{
+	MemoryContext oldcontext = MemoryContextSwitchTo(context);
+
+	for (int i = 0; i < table->nbookmark; i++)
+		pfree(table->bookmark[i]);
+	if (table->bookmark != NULL)
+		pfree(table->bookmark);
+	table->bookmark = NULL;
+	if (n > 0)
+		table->bookmark = palloc(n * sizeof(char *));
+	for (int i = 0; i < n; i++)
+		table->bookmark[i] = pstrdup(bookmark[i]);
+	table->nbookmark = n;
+	MemoryContextSwitchTo(oldcontext);
+}
+
+static PyrTableState
+state_of_word(const char *word)
+{
+	for (int state = PYR_TABLE_WAITING; state <= PYR_TABLE_READY; state++)
+	{
+		if (strcmp(state_words[state], word) == 0)
+			return state;
+	}
+	elog(ERROR, "unknown state \"%s\" in pyreplica_table", word);
+	return PYR_TABLE_UNKNOWN;
+}
+
+static void
+load_row(HeapTuple row, TupleDesc desc)
+{
+	PyrTable   *table = get_table(SPI_getvalue(row, desc, 1),
+								  SPI_getvalue(row, desc, 2));
+	bool		isnull;
+	Datum		value;
+
+	table->trigger = DatumGetObjectId(SPI_getbinval(row, desc, 3, &isnull));
+	pyr_table_set_state(table, state_of_word(SPI_getvalue(row, desc, 4)));
+	value = SPI_getbinval(row, desc, 5, &isnull);
+	if (!isnull)
+	{
+		Datum	   *keys;
+		char	  **bookmark;
+		int			n;
+
+		deconstruct_array(DatumGetArrayTypeP(value), TEXTOID, -1, false,
+						  TYPALIGN_INT, &keys, NULL, &n);
+		bookmark = palloc(n * sizeof(char *));
+		for (int i = 0; i < n; i++)
+			bookmark[i] = TextDatumGetCString(keys[i]);
+		pyr_table_set_bookmark(table, bookmark, n);
+	}
+	table->is_resync = DatumGetBool(SPI_getbinval(row, desc, 6, &isnull));
+	table->rows_copied = DatumGetInt64(SPI_getbinval(row, desc, 7, &isnull));
+	table->rows_expected = DatumGetInt64(SPI_getbinval(row, desc, 8, &isnull));
+	value = SPI_getbinval(row, desc, 9, &isnull);
+	table->started_at = isnull ? 0 : DatumGetTimestampTz(value);
+	value = SPI_getbinval(row, desc, 10, &isnull);
+	table->finished_at = isnull ? 0 : DatumGetTimestampTz(value);
+
+	/* what was wrong is tried again at once */
+	replace_string(&table->error, SPI_getvalue(row, desc, 11));
+	value = SPI_getbinval(row, desc, 12, &isnull);
+	table->error_at = isnull ? 0 : DatumGetTimestampTz(value);
+}
+
+/*
+ * Reads what is known of the tables.  Called once, within a transaction.
+ */
+void
+pyr_tables_load(const char *replica)
+{
+	HASHCTL		ctl = {0};
+	Oid			types[1] = {TEXTOID};
+	Datum		values[1] = {CStringGetTextDatum(replica)};
+
+	replica_name = replica;
+	context = AllocSetContextCreate(TopMemoryContext, "pyreplica tables",
+									ALLOCSET_DEFAULT_SIZES);
+	ctl.keysize = sizeof(PyrTableName);
+	ctl.entrysize = sizeof(PyrTable);
+	ctl.hcxt = context;
+	tables = hash_create("pyreplica tables", 64, &ctl,
+						 HASH_ELEM | HASH_BLOBS | HASH_CONTEXT);
+
+	if (SPI_execute_with_args(psprintf("SELECT schemaname, tablename, trigger, state, bookmark, is_resync,"
+									   "	   rows_copied, rows_expected, started_at, finished_at,"
+									   "	   last_error, last_error_at"
+									   "  FROM %s.pyreplica_table WHERE replica = $1",
+									   pyr_local_schema()),
+							  1, types, values, NULL, true, 0) != SPI_OK_SELECT)
+		elog(ERROR, "could not read pyreplica_table");
+	for (uint64 i = 0; i < SPI_processed; i++)
+		load_row(SPI_tuptable->vals[i], SPI_tuptable->tupdesc);
+}
+
+/*
+ * Begins to follow the table, from nothing or over what is here.
+ */
+static void
+begin_table(PyrTable *table, Oid trigger, bool is_resync)
+{
+	table->trigger = trigger;
+	pyr_table_set_state(table, copy_data ? PYR_TABLE_WAITING : PYR_TABLE_READY);
+	table->is_resync = is_resync;
+	table->rows_copied = 0;
+	table->started_at = table->finished_at = 0;
+	table->retry_at = 0;
+	table->retry_ms = 0;
+	replace_string(&table->error, NULL);
+	pyr_table_set_bookmark(table, NULL, 0);
+}
+
+/*
+ * Takes in what users ask for: tables to be copied anew.  In a transaction of its
+ * own.
+ */
+void
+pyr_tables_take_requests(void)
+{
+	Oid			types[1] = {TEXTOID};
+	Datum		values[1];
+	SPITupleTable *found;
+	uint64		nfound;
+
+	pyr_local_begin_transaction();
+	values[0] = CStringGetTextDatum(replica_name);
+	if (SPI_execute_with_args(psprintf("UPDATE %s.pyreplica_table SET wants_resync = false"
+									   " WHERE replica = $1 AND wants_resync"
+									   " RETURNING schemaname, tablename",
+									   pyr_local_schema()),
+							  1, types, values, NULL, false, 0) != SPI_OK_UPDATE_RETURNING)
+		elog(ERROR, "could not read pyreplica_table");
+	found = SPI_tuptable;
+	nfound = SPI_processed;
+	for (uint64 i = 0; i < nfound; i++)
+	{
+		PyrTable   *table = get_table(SPI_getvalue(found->vals[i], found->tupdesc, 1),
+									  SPI_getvalue(found->vals[i], found->tupdesc, 2));
+
+		if (table->state == PYR_TABLE_UNKNOWN)
+			continue;
+		begin_table(table, table->trigger, true);
+		pyr_table_set_state(table, PYR_TABLE_WAITING);
+		pyr_table_store(table);
+	}
+	pyr_local_commit_transaction();
+}
+
+/*
+ * What is known of the table that changes of this shape are about.
+ */
+PyrTable *
+pyr_tables_of_shape(PyrShape *shape)
+{
+	PyrTable   *table = shape->followed;
+
+	if (table == NULL)
+		shape->followed = table = get_table(shape->schema, shape->table);
+	if (table->state == PYR_TABLE_UNKNOWN)
+	{
+		is_list_wanted = true;
+		if (!copy_data)
+			pyr_table_set_state(table, PYR_TABLE_READY);
+	}
+	return table;
+}
+
+/*
+ * Asks the master for its list.
+ */
+const char *
+pyr_tables_list_sql(const char *schema)
+{
+	return psprintf("SELECT schemaname, tablename, trigger, expected FROM %s.py_log_tables",
+					schema);
+}
+
+static void
+forget_table(PyrTable *table)
+{
+	Oid			types[3] = {TEXTOID, TEXTOID, TEXTOID};
+	Datum		values[3] = {
+		CStringGetTextDatum(replica_name),
+		CStringGetTextDatum(NameStr(table->name.schema)),
+		CStringGetTextDatum(NameStr(table->name.table))
+	};
+
+	pyr_table_set_state(table, PYR_TABLE_UNKNOWN);
+	if (SPI_execute_with_args(psprintf("DELETE FROM %s.pyreplica_table"
+									   " WHERE replica = $1 AND schemaname = $2 AND tablename = $3",
+									   pyr_local_schema()),
+							  3, types, values, NULL, false, 0) != SPI_OK_DELETE)
+		elog(ERROR, "could not write pyreplica_table");
+}
+
+/*
+ * Takes in the master's list, which is true where the window ends that the
+ * current transaction applies.
+ */
+void
+pyr_tables_take_list(List *rows)
+{
+	HASH_SEQ_STATUS status;
+	PyrTable   *table;
+	ListCell   *cell;
+
+	is_list_wanted = false;
+	listed_at = GetCurrentTimestamp();
+
+	hash_seq_init(&status, tables);
+	while ((table = hash_seq_search(&status)) != NULL)
+		table->is_listed = false;
+
+	foreach(cell, rows)
+	{
+		char	  **row = lfirst(cell);
+		Oid			trigger = (Oid) strtoul(row[2], NULL, 10);
+
+		table = get_table(row[0], row[1]);
+		table->is_listed = true;
+		if (table->state != PYR_TABLE_UNKNOWN && table->trigger == trigger)
+			continue;
+		table->rows_expected = strtoll(row[3], NULL, 10);
+		if (table->state == PYR_TABLE_UNKNOWN || !OidIsValid(table->trigger))
+			begin_table(table, trigger, false);
+		else
+			begin_table(table, trigger, table->state != PYR_TABLE_WAITING);
+		pyr_table_store(table);
+	}
+
+	hash_seq_init(&status, tables);
+	while ((table = hash_seq_search(&status)) != NULL)
+	{
+		if (!table->is_listed && table->state != PYR_TABLE_UNKNOWN)
+			forget_table(table);
+	}
+}
+
+/*
+ * The list should be read again.
+ */
+void
+pyr_tables_want_list(void)
+{
+	is_list_wanted = true;
+}
+
+bool
+pyr_tables_list_is_due(void)
+{
+	return is_list_wanted ||
+		TimestampDifferenceExceeds(listed_at, GetCurrentTimestamp(),
+								   LIST_INTERVAL_MS);
+}
+
+/*
+ * The table to go on copying with, or to begin with; NULL: there is none now.
+ */
+PyrTable *
+pyr_tables_next(void)
+{
+	HASH_SEQ_STATUS status;
+	PyrTable   *table;
+	PyrTable   *next = NULL;
+	TimestampTz now = GetCurrentTimestamp();
+
+	if (nunfinished == 0)
+		return NULL;
+	hash_seq_init(&status, tables);
+	while ((table = hash_seq_search(&status)) != NULL)
+	{
+		if (!is_unfinished(table))
+			continue;
+		if (table->retry_at > now)
+			continue;
+
+		/* what was begun first, then small ones */
+		if (next == NULL || table->state > next->state ||
+			(table->state == next->state &&
+			 table->rows_expected < next->rows_expected))
+			next = table;
+	}
+	return next;
+}
+
+/*
+ * In how many ms a table is to be tried again; -1: none is.
+ */
+long
+pyr_tables_due_ms(void)
+{
+	HASH_SEQ_STATUS status;
+	PyrTable   *table;
+	TimestampTz now = GetCurrentTimestamp();
+	long		due_ms = -1;
+
+	if (nunfinished == 0)
+		return due_ms;
+	hash_seq_init(&status, tables);
+	while ((table = hash_seq_search(&status)) != NULL)
+	{
+		long		left_ms = TimestampDifferenceMilliseconds(now, table->retry_at);
+
+		if (!is_unfinished(table))
+			continue;
+		if (due_ms < 0 || left_ms < due_ms)
+			due_ms = left_ms;
+	}
+	return due_ms;
+}
+
+/*
+ * What failed is to be tried again now, say because of new settings.
+ */
+void
+pyr_tables_retry(void)
+{
+	HASH_SEQ_STATUS status;
+	PyrTable   *table;
+
+	if (nunfinished == 0)
+		return;
+	hash_seq_init(&status, tables);
+	while ((table = hash_seq_search(&status)) != NULL)
+		table->retry_at = table->retry_ms = 0;
+}
+
+static Datum
+bookmark_datum(PyrTable *table)
+{
+	Datum	   *keys = palloc(table->nbookmark * sizeof(Datum));
+
+	for (int i = 0; i < table->nbookmark; i++)
+		keys[i] = CStringGetTextDatum(table->bookmark[i]);
+	return PointerGetDatum(construct_array(keys, table->nbookmark, TEXTOID, -1,
+										   false, TYPALIGN_INT));
+}
+
+/*
+ * Writes what is known of the table, within the current transaction.
+ */
+void
+pyr_table_store(PyrTable *table)
+{
+	Oid			types[13] = {
+		TEXTOID, TEXTOID, TEXTOID, OIDOID, TEXTOID, TEXTARRAYOID, BOOLOID,
+		INT8OID, INT8OID, TIMESTAMPTZOID, TIMESTAMPTZOID, TEXTOID, TIMESTAMPTZOID
+	};
+	Datum		values[13];
+	char		nulls[14] = "             ";
+
+	values[0] = CStringGetTextDatum(replica_name);
+	values[1] = CStringGetTextDatum(NameStr(table->name.schema));
+	values[2] = CStringGetTextDatum(NameStr(table->name.table));
+	values[3] = ObjectIdGetDatum(table->trigger);
+	values[4] = CStringGetTextDatum(state_words[table->state]);
+	if (table->nbookmark > 0)
+		values[5] = bookmark_datum(table);
+	else
+		nulls[5] = 'n';
+	values[6] = BoolGetDatum(table->is_resync);
+	values[7] = Int64GetDatum(table->rows_copied);
+	values[8] = Int64GetDatum(table->rows_expected);
+	values[9] = TimestampTzGetDatum(table->started_at);
+	nulls[9] = table->started_at ? ' ' : 'n';
+	values[10] = TimestampTzGetDatum(table->finished_at);
+	nulls[10] = table->finished_at ? ' ' : 'n';
+	if (table->error != NULL)
+		values[11] = CStringGetTextDatum(table->error);
+	values[12] = TimestampTzGetDatum(table->error_at);
+	nulls[11] = nulls[12] = table->error != NULL ? ' ' : 'n';
+
+	if (SPI_execute_with_args(psprintf("INSERT INTO %s.pyreplica_table AS t (replica, schemaname, tablename,"
+									   "  trigger, state, bookmark, is_resync, rows_copied, rows_expected,"
+									   "  started_at, finished_at, last_error, last_error_at)"
+									   " VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)"
+									   " ON CONFLICT (replica, schemaname, tablename) DO UPDATE SET"
+									   "  trigger = excluded.trigger, state = excluded.state,"
+									   "  bookmark = excluded.bookmark, is_resync = excluded.is_resync,"
+									   "  rows_copied = excluded.rows_copied,"
+									   "  rows_expected = excluded.rows_expected,"
+									   "  started_at = excluded.started_at,"
+									   "  finished_at = excluded.finished_at,"
+									   "  last_error = excluded.last_error,"
+									   "  last_error_at = excluded.last_error_at",
+									   pyr_local_schema()),
+							  13, types, values, nulls, false, 0) != SPI_OK_INSERT)
+		elog(ERROR, "could not write pyreplica_table");
+}
+
+/*
+ * What was wrong with the table is so no more.
+ */
+void
+pyr_table_clear_error(PyrTable *table)
+{
+	replace_string(&table->error, NULL);
+	table->retry_at = table->retry_ms = 0;
+}
+
+/*
+ * The table cannot be copied, for now: says so, and writes it down in the current
+ * transaction.  The others are not concerned.
+ */
+void
+pyr_table_fail(PyrTable *table, ErrorData *error)
+{
+	char	   *what = error->detail != NULL
+		? psprintf("%s (%s)", error->message, error->detail)
+		: pstrdup(error->message);
+
+	if (error->hint != NULL)
+		what = psprintf("%s HINT: %s", what, error->hint);
+	table->error_at = GetCurrentTimestamp();
+	table->retry_ms = table->retry_ms == 0 ? RETRY_FIRST_MS
+		: Min(table->retry_ms * 2, retry_interval_max_ms);
+	table->retry_at = TimestampTzPlusMilliseconds(table->error_at,
+												  table->retry_ms);
+	if (table->error == NULL || strcmp(table->error, what) != 0)
+	{
+		replace_string(&table->error, what);
+		ereport(LOG,
+				(errcode(error->sqlerrcode),
+				 errmsg("pyreplica %s: could not copy table \"%s.%s\": %s",
+						replica_name, NameStr(table->name.schema),
+						NameStr(table->name.table), error->message),
+				 error->detail ? errdetail_internal("%s", error->detail) : 0,
+				 error->hint ? errhint("%s", error->hint) : 0,
+				 errhidestmt(true), errhidecontext(true)));
+	}
+	pyr_table_store(table);
+}

@@ -1,0 +1,70 @@
+/*-------------------------------------------------------------------------
+ *
+ * tables.h
+ *	  The tables that the replica follows, and how far each of them is.
+ *
+ *-------------------------------------------------------------------------
+ */
+#ifndef PYR_TABLES_H
+#define PYR_TABLES_H
+
+#include "common/decode.h"
+#include "datatype/timestamp.h"
+#include "nodes/pg_list.h"
+#include "utils/elog.h"
+
+typedef enum PyrTableState
+{
+	PYR_TABLE_UNKNOWN,			/* not followed, or not heard of yet */
+	PYR_TABLE_WAITING,			/* to be copied */
+	PYR_TABLE_COPYING,			/* rows up to the bookmark are here */
+	PYR_TABLE_READY				/* all rows are here */
+} PyrTableState;
+
+typedef struct PyrTableName
+{
+	NameData	schema;
+	NameData	table;
+} PyrTableName;
+
+/* lives as long as the process */
+typedef struct PyrTable
+{
+	PyrTableName name;			/* hash key */
+	PyrTableState state;
+	bool		is_resync;		/* there are rows here that may be wrong */
+	bool		is_listed;		/* in the list being taken in */
+	Oid			trigger;		/* the log trigger on the master */
+	char	  **bookmark;		/* key of the last row copied; NULL: none is */
+	int			nbookmark;
+	int64		rows_copied;
+	int64		rows_expected;
+	TimestampTz started_at;		/* 0: not yet */
+	TimestampTz finished_at;
+
+	/* why it cannot be copied, and when to try again */
+	char	   *error;
+	TimestampTz error_at;
+	TimestampTz retry_at;
+	int			retry_ms;
+
+	void	   *user;			/* copy.c's */
+} PyrTable;
+
+extern void pyr_tables_load(const char *replica);
+extern void pyr_tables_take_requests(void);
+extern PyrTable *pyr_tables_of_shape(PyrShape *shape);
+extern const char *pyr_tables_list_sql(const char *schema);
+extern void pyr_tables_take_list(List *rows);
+extern void pyr_tables_want_list(void);
+extern bool pyr_tables_list_is_due(void);
+extern PyrTable *pyr_tables_next(void);
+extern long pyr_tables_due_ms(void);
+extern void pyr_tables_retry(void);
+extern void pyr_table_set_state(PyrTable *table, PyrTableState state);
+extern void pyr_table_set_bookmark(PyrTable *table, char **bookmark, int n);
+extern void pyr_table_clear_error(PyrTable *table);
+extern void pyr_table_store(PyrTable *table);
+extern void pyr_table_fail(PyrTable *table, ErrorData *error);
+
+#endif							/* PYR_TABLES_H */
