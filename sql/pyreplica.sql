@@ -808,7 +808,7 @@ CREATE FUNCTION pyreplica_wait(replica text DEFAULT NULL, timeout interval DEFAU
 RETURNS boolean
 AS 'MODULE_PATHNAME', 'pyreplica_wait' LANGUAGE C VOLATILE;
 COMMENT ON FUNCTION pyreplica_wait(text, interval) IS
-'waits until everything that was committed on the master before the call is here; false: it took too long';
+'waits until everything that was committed on the master before the call is here, in all tables but those whose copy failed; false: it took too long';
 
 ---------------------------------------------------------------------------
 -- Rights: nothing for everybody; see py_log_grant and pg_monitor

@@ -105,6 +105,22 @@ $session{repeatable}->query_safe(
 wait_caught_up($slave);
 is_same($master, $slave, 't', 'an early number or an old snapshot, written late');
 
+# A large one writes after others have come and gone, so that where a backlog can
+# be cut (a mark) does not depend on who left the mark: to everybody, the large
+# one was still under way.
+$session{early}->query_safe('BEGIN; SELECT pg_current_xact_id()');
+others_commit(10);
+$session{early}->query_safe(
+	q(INSERT INTO t (a) SELECT 'large ' || repeat('x', 1000) FROM generate_series(1, 400); COMMIT)
+);
+wait_caught_up($slave);
+is( $master->safe_psql('postgres',
+		'SELECT count(*) FROM replica_log WHERE snapshot IS NOT NULL AND pg_visible_in_snapshot(xid, snapshot)'),
+	'0', 'no mark sees the transaction that left it');
+cmp_ok($master->safe_psql('postgres', 'SELECT count(*) FROM replica_log WHERE snapshot IS NOT NULL'),
+	'>', 2, 'of several');
+is_same($master, $slave, 't', 'a large one among others');
+
 # Transactions that wait for one another's rows.
 my @waiting = ('early', 'earlier', 'long');
 $master->safe_psql('postgres', q(UPDATE t SET a = '' WHERE id = 1));

@@ -167,6 +167,36 @@ SQL
 wait_caught_up($slave);
 is_same_rows($master, $slave, 'partly', 'and rolling back all leaves nothing');
 
+# The file cannot be written: an error, whatever is done about it afterwards,
+# and the session goes on.
+my $full = <<'SQL';
+SET pyreplica.capture_memory = '64kB';
+SET temp_file_limit = '1MB';
+BEGIN;
+UPDATE partly SET n = 100 WHERE id = 1;
+SAVEPOINT s;
+UPDATE partly SET a = repeat(md5(id::text), 30);
+SQL
+my $said = run_loosely($master, <<"SQL");
+$full
+ROLLBACK;
+$full
+ROLLBACK TO s;
+SET temp_file_limit = -1;
+UPDATE partly SET n = 200 WHERE id = 2;
+COMMIT;
+UPDATE partly SET n = 300 WHERE id = 3;
+SELECT 'still here';
+SQL
+like($said, qr/still here/, 'a session whose changes found no space goes on');
+is(count_log($master, $here, qr/terminated by signal|while in ABORT/),
+	0, 'nothing crashes');
+is( $master->safe_psql('postgres',
+		'SELECT string_agg(n::text, $$ $$ ORDER BY id) FROM partly WHERE id < 4'),
+	'0 0 300', 'what could not be logged was not committed');
+wait_caught_up($slave);
+is_same_rows($master, $slave, 'partly', 'and the slave has what was');
+
 # --- Large values ---
 
 on_both($master, $slave, <<'SQL');

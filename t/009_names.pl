@@ -17,6 +17,13 @@ my $master = new_master('master');
 my $slave = new_slave($master, 'slave');
 wait_worker($slave);
 
+sub log_table_in
+{
+	my ($node, $schema, $table) = @_;
+	$node->safe_psql('postgres', "SELECT py_log_create_tg('$schema', '$table')");
+	return;
+}
+
 # Whatever can be quoted.
 my @odd = (
 	'Upper Case', 'quote"d', q(apo'strophe), 'back\\slash', 'per%cent',
@@ -97,6 +104,18 @@ foreach my $change (
 	wait_caught_up($slave);
 	is_same($master, $slave, $table, "an open session after $change");
 }
+
+# A schema gets another name, and another one gets its old name.
+on_both($master, $slave, 'CREATE SCHEMA one; CREATE TABLE one.t (id int PRIMARY KEY, a text)');
+log_table_in($master, 'one', 't');
+$session->query_safe(q(INSERT INTO one.t VALUES (1, 'before')));
+wait_caught_up($slave);
+on_both($master, $slave, 'ALTER SCHEMA one RENAME TO two; CREATE SCHEMA one; CREATE TABLE one.t (id int PRIMARY KEY, a text)');
+log_table_in($master, 'one', 't');
+$session->query_safe(q(INSERT INTO two.t VALUES (2, 'after')));
+$session->query_safe(q(INSERT INTO one.t VALUES (3, 'new')));
+wait_caught_up($slave);
+is_same($master, $slave, $_, "$_ after its schema was renamed") for 'one.t', 'two.t';
 
 # And within one transaction.
 on_both($master, $slave, 'CREATE TABLE e (id int PRIMARY KEY, a text)');

@@ -557,6 +557,94 @@ window(
 	'INSERT INTO owned VALUES (0, NULL)');
 all_well('a table of somebody else', 'owned');
 
+# --- Keys that are not what they seem ---
+
+# One value, written down by sessions of several time zones, is one key.
+on_both($master, $slave, 'CREATE TABLE spans (k tstzrange PRIMARY KEY, a text)');
+log_table($master, 'spans');
+ask($master, q{INSERT INTO spans VALUES ('[2026-01-01 00:00+00,2026-01-02 00:00+00)', 'old')});
+begin_story();
+my @zones = ('Europe/Berlin', 'Asia/Tokyo', 'UTC', 'America/New_York');
+window(map { ("SET timezone = '$_'; UPDATE spans SET a = '$_'") } @zones);
+all_well('keys of several time zones', 'spans');
+
+# A key that the slave computes moves when what it is made of does.
+on_both($master, $slave, 'CREATE TABLE made (a int, k int GENERATED ALWAYS AS (a * 2) STORED PRIMARY KEY, o text)');
+log_table($master, 'made');
+ask($master, q(INSERT INTO made (a, o) SELECT i, 'old' FROM generate_series(1, 3) i));
+begin_story();
+window(
+	q(INSERT INTO made (a, o) VALUES (50, 'new')),
+	'UPDATE made SET a = 10 WHERE a = 2',
+	'UPDATE made SET a = 2 WHERE a = 3',
+	q(UPDATE made SET o = 'belongs to 2' WHERE k = 4));
+all_well('a computed key', 'made');
+
+# Rows whose key is null are not the same row.
+on_both($master, $slave, 'CREATE TABLE nullable (id int, u text UNIQUE, v text)');
+ask($master, q(CREATE TRIGGER "!py_log_replica_tg" AFTER INSERT OR UPDATE OR DELETE ON nullable
+	FOR EACH ROW EXECUTE FUNCTION py_log_replica('nullable', 'u');
+	INSERT INTO nullable VALUES (1, NULL, 'first')));
+wait_caught_up($slave);
+begin_story();
+window(q(INSERT INTO nullable VALUES (2, NULL, 'second')), 'DELETE FROM nullable WHERE id = 1');
+wait_caught_up($slave);
+is(ask($slave, q(SELECT count(*) FROM nullable WHERE v = 'second')), '1',
+	'a row without a key is not taken for another one');
+is(status_value($slave, 'conflicts'), $conflicts + 1, 'which cannot be found');
+
+# Keys are handed on, but a row of the chain is not here.
+on_both($master, $slave, 'CREATE TABLE chain (id int PRIMARY KEY, a text)');
+log_table($master, 'chain');
+ask($master, q(INSERT INTO chain VALUES (1, 'one'), (2, 'two')));
+wait_caught_up($slave);
+ask($slave, 'DELETE FROM chain WHERE id = 2');
+begin_story();
+window(
+	'UPDATE chain SET id = 3 WHERE id = 2',
+	'UPDATE chain SET id = 2 WHERE id = 1',
+	q(UPDATE chain SET a = 'two again' WHERE id = 3),
+	map { ("INSERT INTO chain VALUES ($_, repeat('x', 100))") } 11 .. 30);
+wait_caught_up($slave);
+is(ask($slave, 'SELECT * FROM chain WHERE id < 10'), '2|one', 'the row that is here got its key, and none was lost');
+is(status_value($slave, 'conflicts'), $conflicts + 2, 'the one that is not is told of');
+
+# Two rows of one key on the slave do not make up for a missing one.
+ask($master, 'CREATE TABLE keyed (id int PRIMARY KEY, n int)');
+ask($slave, 'CREATE TABLE keyed (id int, n int)');
+log_table($master, 'keyed');
+ask($master, 'INSERT INTO keyed SELECT i, 0 FROM generate_series(1, 100) i');
+wait_caught_up($slave);
+ask($slave, 'UPDATE keyed SET id = 33 WHERE id = 44');
+begin_story();
+window('UPDATE keyed SET n = n + 1');
+ok(wait_log($slave, $here, qr/table "public\.keyed" has 2 rows with one key on the slave/),
+	'rows of one key are noticed');
+ask($slave, 'UPDATE keyed SET id = 44 WHERE ctid = (SELECT max(ctid) FROM keyed WHERE id = 33)');
+wait_caught_up($slave);
+is_same_rows($master, $slave, 'keyed', 'and can be set right');
+
+# More rows are missing than anybody wants to read of.
+ask($master, 'INSERT INTO account SELECT i, 0 FROM generate_series(10001, 12500) i');
+wait_caught_up($slave);
+ask($slave, 'DELETE FROM account WHERE id > 10000');
+begin_story();
+window('DELETE FROM account WHERE id > 10000');
+wait_caught_up($slave);
+is(status_value($slave, 'conflicts'), $conflicts + 2500, 'thousands of missing rows are counted');
+is(count_log($slave, $here, qr/conflict delete_missing/), 1000, 'a thousand of them are named');
+is(count_log($slave, $here, qr/and 1500 more conflicts/), 1, 'the others are not passed over in silence');
+
+# Each row is changed in other columns.
+on_both($master, $slave, 'CREATE TABLE broad (id int PRIMARY KEY, ' . join(', ', map { "c$_ int" } 1 .. 16) . ')');
+log_table($master, 'broad');
+ask($master, 'INSERT INTO broad SELECT i' . (', 0' x 16) . ' FROM generate_series(1, 4000) i');
+wait_caught_up($slave);
+begin_story();
+window('UPDATE broad SET ' . join(', ', map { "c$_ = CASE WHEN hashint4(id * $_) % 3 = 0 THEN id ELSE c$_ END" } 1 .. 16));
+all_well('thousands of sets of columns', 'broad');
+cmp_ok(memory_of(status_value($slave, 'pid')), '<', 150, 'they take moderate memory');
+
 # --- Definitions that change within a window ---
 
 on_both($master, $slave, <<'SQL');

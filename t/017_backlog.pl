@@ -319,6 +319,29 @@ resume();
 wait_caught_up($slave);
 is_same_rows($master, $slave, 't', 'and by the extension again');
 
+# --- The log's indexes are built anew ---
+
+# While somebody keeps it from ending, and writers go on.
+my $old = $master->background_psql('postgres');
+$old->query_safe('BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT count(*) FROM t');
+my $reindex = start_looping($master, 'psql', '-c',
+	'REINDEX TABLE CONCURRENTLY replica_log_1', '-c',
+	'REINDEX TABLE CONCURRENTLY replica_log_2', '-c',
+	'REINDEX TABLE CONCURRENTLY replica_log_3');
+$master->poll_query_until('postgres',
+	q(SELECT count(*) > 0 FROM pg_stat_progress_create_index WHERE phase = 'waiting for old snapshots'))
+  or BAIL_OUT('the index is not being built');
+pause();
+write_rows(200);
+$old->query_safe('COMMIT');
+$old->quit;
+poll_until(sub { $master->safe_psql('postgres', q(SELECT count(*) FROM pg_class WHERE relname ~ 'replica_log_._(xid|mark)_cc')) eq '0' });
+write_rows(50);
+stop_looping($reindex);
+resume();
+wait_caught_up($slave);
+is_same_rows($master, $slave, 't', 'what was written while an index of the log was built is found');
+
 # --- Who may read the log ---
 
 sub fetch_as

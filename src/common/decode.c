@@ -122,6 +122,15 @@ pyr_decoder_create(MemoryContext parent, int encoding)
 	return decoder;
 }
 
+/*
+ * How many shapes it remembers.
+ */
+long
+pyr_decoder_shapes(PyrDecoder *decoder)
+{
+	return hash_get_num_entries(decoder->known);
+}
+
 void
 pyr_decoder_free(PyrDecoder *decoder)
 {

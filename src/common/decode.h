@@ -32,6 +32,7 @@ typedef struct PyrShape
 	/* for the users of the shape; NULL at first */
 	void	   *user;			/* where its changes go */
 	void	   *followed;		/* what is known of its table */
+	void	   *derived;		/* what else a change of it can be */
 } PyrShape;
 
 /* bytes of a value; len < 0: NULL */
@@ -58,6 +59,7 @@ typedef struct PyrDecoder PyrDecoder;
 extern PyrDecoder *pyr_decoder_create(MemoryContext parent, int encoding);
 extern void pyr_decoder_begin(PyrDecoder *decoder, PyrSource source, void *arg);
 extern bool pyr_decoder_next(PyrDecoder *decoder, PyrChange *change);
+extern long pyr_decoder_shapes(PyrDecoder *decoder);
 extern void pyr_decoder_free(PyrDecoder *decoder);
 
 #endif							/* PYR_DECODE_H */

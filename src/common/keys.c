@@ -93,6 +93,7 @@ pyr_unique_columns(Relation rel)
 
 typedef struct UniqueKey
 {
+	TupleDesc	desc;
 	Bitmapset  *key;			/* attribute numbers */
 	bool		immediately;
 } UniqueKey;
@@ -107,7 +108,11 @@ makes_key_unique(HeapTuple tuple, Form_pg_index index, void *arg)
 		return false;
 	for (int i = 0; i < index->indnkeyatts; i++)
 	{
-		if (!bms_is_member(index->indkey.values[i], wanted->key))
+		AttrNumber	attnum = index->indkey.values[i];
+
+		/* nulls are not equal to one another for the index, but are for us */
+		if (!bms_is_member(attnum, wanted->key) ||
+			!TupleDescAttr(wanted->desc, attnum - 1)->attnotnull)
 			return false;
 	}
 	return true;
@@ -121,7 +126,7 @@ bool
 pyr_key_is_unique(Relation rel, const AttrNumber *key, int nkey,
 				  bool immediately)
 {
-	UniqueKey	wanted = {NULL, immediately};
+	UniqueKey	wanted = {RelationGetDescr(rel), NULL, immediately};
 	bool		is_unique;
 
 	for (int i = 0; i < nkey; i++)

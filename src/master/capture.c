@@ -116,7 +116,7 @@ static struct
 
 /*
  * Output functions whose result depends on settings see these values, so that
- * every slave can read what they write.
+ * every slave can read what they write, and one value is always written alike.
  */
 static int
 pin_settings(PyrRelInfo *info)
@@ -129,6 +129,10 @@ pin_settings(PyrRelInfo *info)
 	nestlevel = NewGUCNestLevel();
 	if (info->has_names)
 		(void) set_config_option("search_path", "pg_catalog",
+								 PGC_USERSET, PGC_S_SESSION,
+								 GUC_ACTION_SAVE, true, 0, false);
+	if (strcmp(pg_get_timezone_name(session_timezone), "UTC") != 0)
+		(void) set_config_option("timezone", "UTC",
 								 PGC_USERSET, PGC_S_SESSION,
 								 GUC_ACTION_SAVE, true, 0, false);
 	if (DateStyle != USE_ISO_DATES)
@@ -570,6 +574,7 @@ capture_update(TriggerData *trigdata, PyrRelInfo *info)
 	 */
 	if (bms_overlap(changed, info->key_set))
 		changed = bms_union(changed, info->but_key);
+	changed = pyr_log_columns(info, changed);
 	append_change(info, PYR_UPDATE, changed,
 				  trigdata->tg_trigslot, trigdata->tg_newslot);
 	if (bms_overlap(changed, info->unique))

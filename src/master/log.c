@@ -64,6 +64,9 @@ typedef struct Shape
 /* so many are looked through one by one before a hash table pays */
 #define FEW_SHAPES	8
 
+/* when a transaction has so many, new sets of columns become whole rows */
+#define SHAPES_MAX	1000
+
 /* where things stood when a subtransaction first changed something */
 typedef struct Savepoint
 {
@@ -283,6 +286,26 @@ pyr_log_shape(PyrRelInfo *info, PyrVerb verb, Bitmapset *set)
 	}
 	state->last_shape = shape;
 	return shape->number;
+}
+
+/*
+ * The columns that an update of those is to be logged with: if there are very
+ * many different sets of them, whole rows, because each costs the slave a
+ * statement of its own.
+ */
+Bitmapset *
+pyr_log_columns(PyrRelInfo *info, Bitmapset *changed)
+{
+	ShapeKey	key;
+
+	if (state->nshapes < SHAPES_MAX)
+		return changed;
+	memset(&key, 0, sizeof(key));
+	key.generation = info->generation;
+	key.verb = PYR_UPDATE;
+	if (find_shape(&key, changed) != NULL)
+		return changed;
+	return bms_union(changed, info->but_key);
 }
 
 /*

@@ -13,6 +13,7 @@
 
 extern void pyr_log_init(void);
 extern void pyr_log_begin_change(Oid schema);
+extern Bitmapset *pyr_log_columns(PyrRelInfo *info, Bitmapset *changed);
 extern uint32 pyr_log_shape(PyrRelInfo *info, PyrVerb verb, Bitmapset *set);
 
 #endif							/* PYR_LOG_H */

@@ -51,6 +51,12 @@
 #define REPORT_INTERVAL_MS	200
 #define KEY_LEN_MAX			300
 
+/* when the decoder remembers so many shapes, it begins anew */
+#define SHAPES_MAX			20000
+
+/* so many conflicts of a window are told one by one */
+#define CONFLICTS_TOLD_MAX	1000
+
 /*
  * A window of fewer bytes is applied in order at once: it has some ten changes
  * at most, and sets would not be faster.
@@ -108,6 +114,19 @@ get_decoder(int encoding)
 		decoder = pyr_decoder_create(TopMemoryContext, encoding);
 	decoder_encoding = encoding;
 	return decoder;
+}
+
+/*
+ * Shapes are not remembered without limit.  Called between windows.
+ */
+static void
+limit_shapes(void)
+{
+	if (decoder == NULL || pyr_decoder_shapes(decoder) < SHAPES_MAX)
+		return;
+	pyr_target_forget_all();
+	pyr_decoder_free(decoder);
+	decoder = NULL;
 }
 
 /* changes are merged in here, in all windows */
@@ -242,15 +261,18 @@ static void
 note_missing(ApplyState *state, PyrChange *change)
 {
 	PyrShape   *shape = change->shape;
-	MemoryContext oldcontext = MemoryContextSwitchTo(TopTransactionContext);
+	MemoryContext oldcontext;
+	char	   *what;
 
-	state->applied.conflicts++;
-	state->conflicts = lappend(state->conflicts,
-							   psprintf("%s on table \"%s.%s\"%s",
-										shape->verb == PYR_UPDATE
-										? "update_missing" : "delete_missing",
-										shape->schema, shape->table,
-										describe_key(change, state->encoding)));
+	if (++state->applied.conflicts > CONFLICTS_TOLD_MAX)
+		return;
+	what = psprintf("%s on table \"%s.%s\"%s",
+					shape->verb == PYR_UPDATE
+					? "update_missing" : "delete_missing",
+					shape->schema, shape->table,
+					describe_key(change, state->encoding));
+	oldcontext = MemoryContextSwitchTo(TopTransactionContext);
+	state->conflicts = lappend(state->conflicts, pstrdup(what));
 	MemoryContextSwitchTo(oldcontext);
 }
 
@@ -291,6 +313,12 @@ report_conflicts(ApplyState *state)
 						   what[0] == 'u' ? "update" : "delete"),
 				 errhidecontext(true)));
 	}
+	if (state->applied.conflicts > CONFLICTS_TOLD_MAX)
+		ereport(LOG,
+				(errmsg("pyreplica %s: and " INT64_FORMAT " more conflicts in the same window",
+						state->replica,
+						state->applied.conflicts - CONFLICTS_TOLD_MAX),
+				 errhidecontext(true)));
 }
 
 static void
@@ -543,16 +571,18 @@ apply_transaction(ApplyState *state)
 }
 
 /*
- * Constraints that can be deferred are: the master may have swapped keys
- * within a statement or a transaction.
+ * Constraint triggers that fire in a replica do so at once.  (Deferred, they
+ * would fire with our rights, which the server does not allow.  Deferrable keys
+ * are not looked at in a replica, which is just as well: the master may have
+ * swapped them within a transaction.)
  */
 static void
-defer_constraints(void)
+make_constraints_immediate(void)
 {
 	ConstraintsSetStmt *stmt = makeNode(ConstraintsSetStmt);
 
 	stmt->constraints = NIL;
-	stmt->deferred = true;
+	stmt->deferred = false;
 	AfterTriggerSetState(stmt);
 }
 
@@ -675,6 +705,7 @@ pyr_apply_window(const char *replica, PyrWindow *window, int encoding,
 	window_number++;
 
 	pyr_target_sweep();
+	limit_shapes();
 	pyr_local_begin_transaction();
 	state.change_context = AllocSetContextCreate(TopTransactionContext,
 												 "pyreplica change",
@@ -684,7 +715,7 @@ pyr_apply_window(const char *replica, PyrWindow *window, int encoding,
 	callback.previous = error_context_stack;
 	error_context_stack = &callback;
 
-	defer_constraints();
+	make_constraints_immediate();
 	if (apply_mode == PYR_APPLY_STRICT || log_statements ||
 		pyr_window_bytes(window) < SMALL_WINDOW_BYTES ||
 		!apply_in_sets(&state))

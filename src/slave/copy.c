@@ -865,13 +865,11 @@ typedef struct Bookmark
 	Datum	   *values;
 	FmgrInfo   *compare;
 	Oid		   *collations;
-	List	   *derived;		/* Derived */
 } Bookmark;
 
-/* an update's shape, and what it is when it crosses the bookmark */
+/* what an update's shape is when it crosses the bookmark; hangs on the shape */
 typedef struct Derived
 {
-	PyrShape   *update;
 	PyrShape	insert;
 	int		   *from;			/* where in the update its values are */
 	PyrShape	delete;
@@ -961,24 +959,19 @@ is_here(Bookmark *bookmark, const PyrValue *values, const int *where,
  * The update's shape as that of an insert, and of a delete.
  */
 static Derived *
-derive(Bookmark *bookmark, PyrBinding *binding)
+derive(PyrBinding *binding)
 {
 	PyrShape   *update = binding->shape;
 	int			nkey = update->nkey;
-	Derived    *derived;
-	ListCell   *cell;
+	Derived    *derived = update->derived;
 	MemoryContext oldcontext;
 
-	foreach(cell, bookmark->derived)
-	{
-		derived = lfirst(cell);
-		if (derived->update == update)
-			return derived;
-	}
+	if (derived != NULL)
+		return derived;
 
-	oldcontext = MemoryContextSwitchTo(TopMemoryContext);
+	/* where shapes live */
+	oldcontext = MemoryContextSwitchTo(GetMemoryChunkContext(update->columns));
 	derived = palloc0(sizeof(Derived));
-	derived->update = update;
 	derived->delete = *update;
 	derived->delete.verb = PYR_DELETE;
 	derived->delete.nset = 0;
@@ -1005,7 +998,7 @@ derive(Bookmark *bookmark, PyrBinding *binding)
 		derived->insert.columns[nkey + derived->insert.nset] = update->columns[i];
 		derived->from[nkey + derived->insert.nset++] = i;
 	}
-	bookmark->derived = lappend(bookmark->derived, derived);
+	update->derived = derived;
 	MemoryContextSwitchTo(oldcontext);
 	return derived;
 }
@@ -1041,7 +1034,7 @@ pyr_copy_admit(PyrTable *table, PyrChange *change, int encoding,
 	if (was_here == is_now)
 		return was_here ? PYR_ADMIT : PYR_PASS_OVER;
 
-	derived = derive(bookmark, binding);
+	derived = derive(binding);
 	if (was_here)
 	{
 		other->shape = &derived->delete;

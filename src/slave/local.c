@@ -187,8 +187,10 @@ pyr_local_relation(const char *name)
 }
 
 /*
- * Takes on the rights of that user, the owner of a table, who cannot use this
- * to get at ours.  An abort of the transaction takes them back as well.
+ * Takes on the rights of that user, the owner of a table, whose code may run
+ * from here on: in triggers, domains, index expressions.  It cannot use this to
+ * get at our rights, and settings that it changes are reset.  An abort of the
+ * transaction takes all that back as well.
  */
 PyrIdentity
 pyr_local_become(Oid user)
@@ -196,6 +198,7 @@ pyr_local_become(Oid user)
 	PyrIdentity before;
 
 	GetUserIdAndSecContext(&before.user, &before.security);
+	before.settings = NewGUCNestLevel();
 	if (user != before.user)
 		SetUserIdAndSecContext(user,
 							   before.security | SECURITY_RESTRICTED_OPERATION);
@@ -205,5 +208,6 @@ pyr_local_become(Oid user)
 void
 pyr_local_become_again(PyrIdentity before)
 {
+	AtEOXact_GUC(false, before.settings);
 	SetUserIdAndSecContext(before.user, before.security);
 }

@@ -13,6 +13,7 @@ typedef struct PyrIdentity
 {
 	Oid			user;
 	int			security;
+	int			settings;		/* nest level */
 } PyrIdentity;
 
 extern void pyr_local_begin_session(const char *replica);

@@ -872,14 +872,46 @@ group_changes(PyrMergeTable *table)
 }
 
 /*
- * What is to be done to the table: PyrMergeGroup, to be carried out in this
- * order.  Valid until clear.
+ * Whether a row gets a key that another one still has which is updated later.
+ * That cannot work out; if the other one is not there, the key would take the
+ * later update to the wrong row.
  */
-List *
-pyr_merge_groups(PyrMerge *merge, PyrMergeTable *table)
+static bool
+is_entangled(PyrMerge *merge, PyrMergeTable *table, PyrMergeRow **rows,
+			 int nrows)
+{
+	struct merge_hash *origins = NULL;
+
+	for (int i = nrows - 1; i >= 0; i--)
+	{
+		RowKey		key = {rows[i]->hash, rows[i]->key};
+		RowKey		origin;
+		bool		found;
+
+		if (same_key(rows[i]->key, rows[i]->origin, table->nkey))
+			continue;
+		if (origins == NULL)
+			origins = merge_create(merge->context, 16,
+								   (void *) (intptr_t) table->nkey);
+		if (merge_lookup(origins, key) != NULL)
+			return true;
+		origin.hash = hash_key(rows[i]->origin, table->nkey);
+		origin.values = rows[i]->origin;
+		(void) merge_insert(origins, origin, &found);
+	}
+	return false;
+}
+
+/*
+ * What is to be done to the table: PyrMergeGroup, to be carried out in this
+ * order.  Valid until clear.  False: it cannot be done like that.
+ */
+bool
+pyr_merge_groups(PyrMerge *merge, PyrMergeTable *table, List **result)
 {
 	MemoryContext oldcontext = MemoryContextSwitchTo(merge->context);
 	List	   *groups = NIL;
+	bool		is_possible = true;
 
 	if (table->keeps_order)
 		groups = group_changes(table);
@@ -895,8 +927,17 @@ pyr_merge_groups(PyrMerge *merge, PyrMergeTable *table)
 		nrows[STEP_DELETE] += nrows[STEP_DELETE_AND_INSERT];
 		nrows[STEP_INSERT] += nrows[STEP_DELETE_AND_INSERT];
 		for (int step = 0; step < NSTEPS; step++)
+		{
+			int			first = list_length(groups);
+
 			groups = group_step(groups, table, step, nrows[step]);
+			if (step == STEP_UPDATE_IN_ORDER && nrows[step] > 0)
+				is_possible = !is_entangled(merge, table,
+											((PyrMergeGroup *) list_nth(groups, first))->rows,
+											nrows[step]);
+		}
 	}
 	MemoryContextSwitchTo(oldcontext);
-	return groups;
+	*result = groups;
+	return is_possible;
 }

@@ -115,7 +115,8 @@ extern bool pyr_merge_add(PyrMerge *merge, PyrMergeShape *shape,
 						  const PyrValue *values, bool keeps_order);
 extern size_t pyr_merge_bytes(PyrMerge *merge);
 extern List *pyr_merge_tables(PyrMerge *merge);
-extern List *pyr_merge_groups(PyrMerge *merge, PyrMergeTable *table);
+extern bool pyr_merge_groups(PyrMerge *merge, PyrMergeTable *table,
+							 List **groups);
 extern void pyr_merge_clear(PyrMerge *merge);
 
 #endif							/* PYR_MERGE_H */

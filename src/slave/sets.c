@@ -93,6 +93,31 @@ run_group(PyrSets *sets, PyrMergeGroup *group, bool keeps_order,
 		(uint64) group->nrows;
 }
 
+static bool
+run_tables(PyrSets *sets, PyrMerge *merge, MemoryContext context)
+{
+	ListCell   *table_cell;
+	ListCell   *cell;
+	List	   *groups;
+
+	foreach(table_cell, pyr_merge_tables(merge))
+	{
+		PyrMergeTable *table = lfirst(table_cell);
+
+		sets->target = table->user;
+		if (!pyr_merge_groups(merge, table, &groups))
+			return false;
+		foreach(cell, groups)
+		{
+			if (!run_group(sets, lfirst(cell), table->keeps_order, context))
+				return false;
+			sets->between();
+		}
+	}
+	sets->target = NULL;
+	return true;
+}
+
 /*
  * Carries out all that has been merged.  False: some rows were not there, or
  * there more than once; sets->target tells where.
@@ -104,23 +129,9 @@ pyr_sets_run(PyrSets *sets, PyrMerge *merge)
 												  "pyreplica sets",
 												  ALLOCSET_DEFAULT_SIZES);
 	MemoryContext oldcontext = MemoryContextSwitchTo(context);
-	ListCell   *table_cell;
-	ListCell   *cell;
+	bool		is_done = run_tables(sets, merge, context);
 
-	foreach(table_cell, pyr_merge_tables(merge))
-	{
-		PyrMergeTable *table = lfirst(table_cell);
-
-		sets->target = table->user;
-		foreach(cell, pyr_merge_groups(merge, table))
-		{
-			if (!run_group(sets, lfirst(cell), table->keeps_order, context))
-				return false;
-			sets->between();
-		}
-	}
-	sets->target = NULL;
 	MemoryContextSwitchTo(oldcontext);
 	MemoryContextDelete(context);
-	return true;
+	return is_done;
 }

@@ -58,6 +58,9 @@
  */
 #define ROWS_PLANNED	100
 
+/* when a target has got so many statements, their plans are freed */
+#define PLANS_MAX		256
+
 struct PyrStatement
 {
 	PyrTarget  *target;
@@ -404,6 +407,23 @@ create_statement(PyrTarget *target, PyrVerb verb, PyrForm *form)
 }
 
 /*
+ * Plans are much larger than statements; they are made again when needed.
+ */
+static void
+free_plans(PyrTarget *target)
+{
+	ListCell   *cell;
+
+	foreach(cell, target->statements)
+	{
+		PyrStatement *statement = lfirst(cell);
+
+		pyr_statement_free(statement);
+		statement->one = statement->many = NULL;
+	}
+}
+
+/*
  * The statement that does that to rows of that form.
  */
 PyrStatement *
@@ -413,7 +433,11 @@ pyr_statement_get(PyrTarget *target, PyrVerb verb, PyrForm *form)
 		verb == PYR_INSERT ? &form->insert : &form->update;
 
 	if (*place == NULL)
+	{
+		if (list_length(target->statements) % PLANS_MAX == PLANS_MAX - 1)
+			free_plans(target);
 		*place = create_statement(target, verb, form);
+	}
 	return *place;
 }
 
@@ -448,7 +472,6 @@ set_parameter(PyrStatement *statement, int i, const PyrValue *value,
 static void
 run_one(PyrStatement *statement)
 {
-	PyrIdentity before = pyr_local_become(statement->target->owner);
 	int			role = SessionReplicationRole;
 
 	/*
@@ -467,7 +490,6 @@ run_one(PyrStatement *statement)
 		SessionReplicationRole = role;
 	}
 	PG_END_TRY();
-	pyr_local_become_again(before);
 }
 
 /*
@@ -479,8 +501,13 @@ uint64
 pyr_statement_change(PyrStatement *statement, const PyrValue *key,
 					 const PyrValue *values, const int *from, int encoding)
 {
+	PyrIdentity before;
+
 	if (statement->one == NULL)
 		statement->one = prepare(statement, false);
+
+	/* making a value of a domain runs its checks, which are the owner's, too */
+	before = pyr_local_become(statement->target->owner);
 	for (int i = 0; i < statement->nkey; i++)
 		set_parameter(statement, i, &key[i], encoding);
 	for (int i = statement->nkey; i < statement->nparams; i++)
@@ -493,6 +520,7 @@ pyr_statement_change(PyrStatement *statement, const PyrValue *key,
 		statement->nulls[i] = statement->isnull[i] ? 'n' : ' ';
 
 	run_one(statement);
+	pyr_local_become_again(before);
 	return SPI_processed;
 }
 

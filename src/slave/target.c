@@ -21,10 +21,10 @@
  *   can look at other tables: changes are applied one by one, each at its place
  *   among those of all tables.  (Our own log trigger does not count; a
  *   cascade passes the net effect on.)
- * - under an exclusion constraint, a deferrable key or, on the master, no key
- *   that is unique at any time, changes of the table have to come one by one,
- *   in order, but apart from those of others.  So do those of foreign tables,
- *   where a statement with a join would fetch the whole table.
+ * - under an exclusion constraint, or with a key that is not unique at any
+ *   time on both sides, or computed here, changes of the table have to come one
+ *   by one, in order, but apart from those of others.  So do those of foreign
+ *   tables, where a statement with a join would fetch the whole table.
  *
  *-------------------------------------------------------------------------
  */
@@ -103,6 +103,17 @@ relcache_callback(Datum arg pg_attribute_unused(), Oid relid)
 		invalidate(entry->targets);
 }
 
+/*
+ * A schema may have been renamed, of which tables are not told.
+ */
+static void
+namespace_callback(Datum arg pg_attribute_unused(),
+				   int cacheid pg_attribute_unused(),
+				   uint32 hash pg_attribute_unused())
+{
+	invalidate(all_targets);
+}
+
 static void
 create_tables(void)
 {
@@ -112,6 +123,7 @@ create_tables(void)
 	ctl.entrysize = sizeof(TableEntry);
 	tables = hash_create("pyreplica targets", 64, &ctl, HASH_ELEM | HASH_BLOBS);
 	CacheRegisterRelcacheCallback(relcache_callback, (Datum) 0);
+	CacheRegisterSyscacheCallback(NAMESPACEOID, namespace_callback, (Datum) 0);
 }
 
 static List *
@@ -397,6 +409,24 @@ whole_row(PyrTarget *target)
 }
 
 /*
+ * Whether the key tells rows apart at any time, and says where a row goes: a
+ * unique index looks at it at once, no table inherits from this one and has
+ * rows with the same keys, and no part of it is computed here.
+ */
+static bool
+is_key_followed(PyrTarget *target, Relation rel, const AttrNumber *key, int nkey)
+{
+	for (int i = 0; i < nkey; i++)
+	{
+		if (target->columns[key[i] - 1].is_generated)
+			return false;
+	}
+	if (target->relkind == RELKIND_RELATION && rel->rd_rel->relhassubclass)
+		return false;
+	return nkey == 0 || pyr_key_is_unique(rel, key, nkey, true);
+}
+
+/*
  * Learns all there is to know of the table, in the target's memory.
  */
 static void
@@ -429,7 +459,7 @@ fill_target(PyrTarget *target, PyrShape *shape)
 		target->relkind == RELKIND_RELATION &&
 		!pyr_key_is_unique(rel, attnums, shape->nkey, true) &&
 		pyr_key_is_unique(rel, attnums, shape->nkey, false);
-	if (target->is_key_deferrable)
+	if (!is_key_followed(target, rel, attnums, shape->nkey))
 		target->route = Max(target->route, PYR_ROUTE_ORDERED);
 	target->merge = pyr_merge_table_create(target->context, target->ncolumns,
 										   shape->nkey, key,
@@ -708,4 +738,14 @@ pyr_target_sweep(void)
 			free_target(target);
 	}
 	list_free(old);
+}
+
+/*
+ * Frees all targets, for shapes that are about to be freed.
+ */
+void
+pyr_target_forget_all(void)
+{
+	invalidate(all_targets);
+	pyr_target_sweep();
 }

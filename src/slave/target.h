@@ -85,5 +85,6 @@ extern bool pyr_target_has_rival(PyrTarget *target);
 extern bool pyr_target_keeps_order(PyrTarget *target, uint64 window);
 extern void pyr_target_distrust(PyrTarget *target);
 extern void pyr_target_sweep(void);
+extern void pyr_target_forget_all(void);
 
 #endif							/* PYR_TARGET_H */

@@ -480,7 +480,10 @@ look(void)
 	if (pyr_window_is_complete(window))
 	{
 		pyr_status_in_step(at);
-		pyr_status_wait_served(request);
+
+		/* who waits for what was committed there waits for copies as well */
+		if (!pyr_copy_is_due())
+			pyr_status_wait_served(request);
 	}
 	pyr_window_clear(window);
 	return true;
@@ -623,7 +626,8 @@ work(void)
 	}
 	if (!look())
 		return false;
-	is_behind = !is_in_step || pyr_copy_is_due();
+	is_behind = !is_in_step || pyr_copy_is_due() ||
+		pyr_window_fetch_is_under_way();
 	if (found_looks > 0 || is_behind)
 		return pace(is_behind);
 	return rest();
