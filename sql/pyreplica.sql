@@ -376,12 +376,46 @@ AS $$
 						  AND pg_visible_in_snapshot(x, earlier))
 $$;
 
+-- How a dump tells a slave where it ends.  pg_dump takes from this table the
+-- rows that its condition finds, in the snapshot of the dump: those that spell
+-- what py_log_here says then, a row for each place.  py_log_add_slave makes the
+-- rows to choose from.
+CREATE TABLE replica_dump (
+	place		integer NOT NULL,
+	letter		text NOT NULL
+);
+COMMENT ON TABLE replica_dump IS
+'pyreplica: makes dumps of this database tell where they end, see py_log_add_slave';
+
+-- System identifier, write-ahead log position and snapshot of the transaction;
+-- "!" if they cannot be told: a standby does not know which transactions are
+-- in progress, and very many of them do not fit.
+CREATE FUNCTION py_log_here()
+RETURNS text
+LANGUAGE sql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+	SELECT CASE WHEN pg_is_in_recovery() OR length(h) > 4000 THEN '!' ELSE h END
+	  FROM (SELECT (SELECT system_identifier FROM pg_control_system()) || ' ' ||
+				   (CASE WHEN pg_is_in_recovery() THEN 0 ELSE pg_current_wal_insert_lsn() - '0/0' END) || ' ' ||
+				   pg_current_snapshot()) AS s (h)
+$$;
+
+SELECT pg_catalog.pg_extension_config_dump('@extschema@.replica_dump',
+	'WHERE (place, letter) IN (SELECT n, pg_catalog.substr(h, n, 1) FROM @extschema@.py_log_here() h, pg_catalog.generate_series(1, pg_catalog.length(h)) n)');
+
 CREATE FUNCTION py_log_add_slave(name text)
 RETURNS void
 LANGUAGE plpgsql SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
+	-- a restored dump has left some of them
+	IF (SELECT count(*) FROM @extschema@.replica_dump) <> 4000 * 14 THEN
+		DELETE FROM @extschema@.replica_dump;
+		INSERT INTO @extschema@.replica_dump
+		SELECT n, l FROM generate_series(1, 4000) n, regexp_split_to_table('0123456789 :,!', '') l;
+	END IF;
 	INSERT INTO @extschema@.replica_slave (name, "position")
 	VALUES (py_log_add_slave.name, pg_current_snapshot());
 EXCEPTION WHEN unique_violation THEN
@@ -390,7 +424,7 @@ EXCEPTION WHEN unique_violation THEN
 END
 $$;
 COMMENT ON FUNCTION py_log_add_slave(text) IS
-'keeps the log for a slave from now on; it will start here';
+'keeps the log for a slave from now on; it starts here, or where a dump ends that is taken later';
 
 CREATE FUNCTION py_log_drop_slave(name text)
 RETURNS void
@@ -817,7 +851,7 @@ COMMENT ON FUNCTION pyreplica_wait(text, interval) IS
 REVOKE ALL ON replica_log, replica_log_1, replica_log_2, replica_log_3,
 	replica_log_sql, replica_log_state, replica_slave, pyreplica_slaves,
 	pyreplica_position, pyreplica_status, py_log_tables, pyreplica_table,
-	pyreplica_tables FROM PUBLIC;
+	pyreplica_tables, replica_dump FROM PUBLIC;
 REVOKE ALL ON SEQUENCE replica_log_current FROM PUBLIC;
 REVOKE ALL ON FUNCTION
 	py_log_changes(bytea), py_log_replica(),
@@ -827,7 +861,7 @@ REVOKE ALL ON FUNCTION
 	py_log_add_slave(text), py_log_drop_slave(text),
 	py_log_attach(text, text, pg_snapshot, pg_snapshot, pg_lsn, boolean),
 	py_log_rotate(), py_log_confirm(text, pg_snapshot), py_log_grant(name),
-	py_log_key(oid), py_log_order(oid, oid), py_log_describe(text, text),
+	py_log_here(), py_log_key(oid), py_log_order(oid, oid), py_log_describe(text, text),
 	py_log_wait(text, interval),
 	pyreplica_status(), pyreplica_wake(), pyreplica_resync(regclass, text)
 FROM PUBLIC;

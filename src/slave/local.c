@@ -42,6 +42,7 @@ pyr_local_begin_session(const char *replica)
 		{"DateStyle", "ISO, YMD"},
 		{"IntervalStyle", "postgres"},
 		{"extra_float_digits", "1"},
+		{"lc_monetary", "C"},
 		{"synchronous_commit", "off"},
 		{"default_transaction_isolation", "read committed"},
 		{"default_transaction_read_only", "off"},

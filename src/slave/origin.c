@@ -28,7 +28,8 @@
  * What every statement of ours relies on, whatever is set for the master, its
  * database or the role.  The log has no statistics and is only ever read by
  * its indexes.  A slave whose machine died must not keep its place for long,
- * so the master is told to look after the connection, too.
+ * so the master is told to look after the connection, too.  What is copied as
+ * text must be readable here, see local.c.
  */
 static const char *const session_settings =
 	"SELECT pg_catalog.set_config(s.name, v.value, false)"
@@ -46,6 +47,13 @@ static const char *const session_settings =
 	"  ('enable_seqscan', 'off'),"
 	"  ('enable_indexscan', 'on'),"
 	"  ('jit', 'off'),"
+	"  ('DateStyle', 'ISO, YMD'),"
+	"  ('IntervalStyle', 'postgres'),"
+	"  ('extra_float_digits', '1'),"
+	"  ('bytea_output', 'hex'),"
+	"  ('TimeZone', 'UTC'),"
+	"  ('lc_monetary', 'C'),"
+	"  ('row_security', 'off'),"
 	"  ('max_parallel_workers_per_gather', '0'),"
 	"  ('work_mem', '64MB'),"
 	"  ('tcp_keepalives_idle', '10'),"

@@ -17,6 +17,7 @@
 #include "access/xact.h"
 #include "catalog/indexing.h"
 #include "catalog/pg_type.h"
+#include "common/compat.h"
 #include "executor/spi.h"
 #include "slave/local.h"
 #include "slave/position.h"
@@ -203,4 +204,50 @@ pyr_position_store(const char *replica, PyrPosition *position)
 
 	set_string(&position->stored, position->snapshot);
 	position->stored_wal = position->wal;
+}
+
+/*
+ * A slave that was restored from a dump of the master starts where the dump
+ * ended, if the dump tells (see replica_dump in the SQL script).  Within a
+ * transaction.
+ */
+void
+pyr_position_load_dump(const char *replica, PyrPosition *position)
+{
+	const char *schema = pyr_local_schema();
+	char	   *here;
+	char	   *wal;
+	char	   *snapshot;
+
+	/* one letter for each place; a master's own table has more */
+	if (SPI_execute(psprintf("SELECT pg_catalog.string_agg(letter, '' ORDER BY place)"
+							 "  FROM %s.replica_dump"
+							 " HAVING pg_catalog.count(*) = pg_catalog.max(place)",
+							 schema), true, 1) != SPI_OK_SELECT)
+		elog(ERROR, "could not read replica_dump");
+	if (SPI_processed == 0)
+		return;
+	here = SPI_getvalue(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1);
+	if (strcmp(here, "!") == 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("the dump that this database was restored from does not tell where it ended"),
+				 errdetail("It was taken from a standby server, or with too many transactions in progress."),
+				 errhint("Restore a dump of the master itself.")));
+	wal = strchr(here, ' ');
+	snapshot = wal ? strchr(wal + 1, ' ') : NULL;
+	if (snapshot == NULL)
+		elog(ERROR, "replica_dump cannot be read: %s", here);
+	*wal++ = *snapshot++ = '\0';
+
+	set_string(&position->system_identifier, here);
+	pyr_position_advance(position, snapshot, strtou64(wal, NULL, 10));
+	pyr_position_store(replica, position);
+	if (SPI_execute(psprintf("DELETE FROM %s.replica_dump", schema),
+					false, 0) != SPI_OK_DELETE)
+		elog(ERROR, "could not empty replica_dump");
+	ereport(LOG,
+			(errmsg("pyreplica %s: starting where the dump ended, at %s",
+					replica, snapshot),
+			 errhidestmt(true)));
 }

@@ -21,6 +21,7 @@ typedef struct PyrPosition
 } PyrPosition;
 
 extern void pyr_position_load(const char *replica, PyrPosition *position);
+extern void pyr_position_load_dump(const char *replica, PyrPosition *position);
 extern void pyr_position_store(const char *replica, PyrPosition *position);
 extern void pyr_position_advance(PyrPosition *position, const char *snapshot,
 								 XLogRecPtr wal);

@@ -663,6 +663,8 @@ begin(void)
 
 	pyr_local_begin_transaction();
 	pyr_position_load(replica, &position);
+	if (position.stored == NULL && !copy_data)
+		pyr_position_load_dump(replica, &position);
 	pyr_tables_load(replica);
 	window = pyr_window_create();
 	next_window = pyr_window_create();
