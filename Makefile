@@ -34,7 +34,9 @@ OBJS = \
 	src/slave/origin.o \
 	src/slave/fetch.o \
 	src/slave/tables.o \
+	src/slave/layout.o \
 	src/slave/copy.o \
+	src/slave/verify.o \
 	src/slave/merge.o \
 	src/slave/target.o \
 	src/slave/statement.o \

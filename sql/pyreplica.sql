@@ -768,6 +768,8 @@ CREATE TABLE pyreplica_table (
 	last_error	text,
 	last_error_at timestamptz,
 	wants_resync boolean NOT NULL DEFAULT false,
+	verified_at	timestamptz,
+	differences bigint,
 	PRIMARY KEY (replica, schemaname, tablename)
 );
 SELECT pg_catalog.pg_extension_config_dump('@extschema@.pyreplica_table', '');
@@ -776,6 +778,21 @@ COMMENT ON TABLE pyreplica_table IS
 COMMENT ON COLUMN pyreplica_table.trigger IS 'the log trigger on the master; another one means that changes may have been missed';
 COMMENT ON COLUMN pyreplica_table.wants_resync IS 'asked for with pyreplica_resync; the worker takes it from here';
 COMMENT ON COLUMN pyreplica_table.bookmark IS 'key of the last row copied; rows past it are not here yet';
+
+-- What verifications have found.
+CREATE TABLE pyreplica_difference (
+	run			bigint NOT NULL,
+	replica		text NOT NULL,
+	schemaname	text NOT NULL,
+	tablename	text NOT NULL,
+	key			text[] NOT NULL,
+	problem		text NOT NULL,
+	repaired	boolean NOT NULL,
+	found_at	timestamptz NOT NULL DEFAULT pg_catalog.now()
+);
+CREATE INDEX pyreplica_difference_run ON pyreplica_difference (run);
+COMMENT ON TABLE pyreplica_difference IS
+'pyreplica: rows that a verification found to be missing here, to be extra, or to differ from the master''s';
 
 CREATE VIEW pyreplica_tables AS
 SELECT t.replica, t.schemaname, t.tablename,
@@ -787,7 +804,8 @@ SELECT t.replica, t.schemaname, t.tablename,
 	   CASE WHEN t.state = 'ready' THEN t.finished_at
 			WHEN t.rows_copied > 0 THEN t.started_at + pg_catalog.make_interval(secs =>
 				p.seconds * greatest(t.rows_expected, t.rows_copied) / t.rows_copied) END AS expected_end,
-	   t.started_at, t.finished_at, t.last_error, t.last_error_at
+	   t.started_at, t.finished_at, t.last_error, t.last_error_at,
+	   t.verified_at, t.differences
   FROM @extschema@.pyreplica_table t,
 	   LATERAL (SELECT extract(epoch FROM coalesce(t.finished_at, pg_catalog.clock_timestamp()) - t.started_at)::double precision AS seconds) p;
 COMMENT ON VIEW pyreplica_tables IS
@@ -838,6 +856,45 @@ $$;
 COMMENT ON FUNCTION pyreplica_resync(regclass, text) IS
 'copies a table anew, over what is here: its rows are made equal to the master''s, range by range';
 
+CREATE FUNCTION pyreplica_verify_run(schemaname text, tablename text, repair boolean)
+RETURNS bigint
+AS 'MODULE_PATHNAME', 'pyreplica_verify_run' LANGUAGE C VOLATILE STRICT;
+
+CREATE FUNCTION pyreplica_verify(tablename regclass DEFAULT NULL, replica text DEFAULT NULL, repair boolean DEFAULT false,
+	OUT "table" text, OUT key text[], OUT problem text)
+RETURNS SETOF record
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+	nspname	text := '';
+	relname	text := '';
+	number	bigint;
+BEGIN
+	IF current_setting('transaction_isolation') <> 'read committed' THEN
+		RAISE EXCEPTION 'pyreplica_verify cannot be used in a transaction of isolation level %', current_setting('transaction_isolation')
+			USING ERRCODE = 'feature_not_supported',
+			DETAIL = 'It would not see what the worker finds meanwhile.';
+	END IF;
+	IF replica IS NOT NULL AND NOT EXISTS (SELECT FROM @extschema@.pyreplica_status() s WHERE s.replica = pyreplica_verify.replica) THEN
+		RAISE EXCEPTION 'replica "%" does not exist', replica
+			USING ERRCODE = 'undefined_object';
+	END IF;
+	IF tablename IS NOT NULL THEN
+		SELECT n.nspname, c.relname INTO nspname, relname
+		  FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+		 WHERE c.oid = pyreplica_verify.tablename;
+	END IF;
+	number := @extschema@.pyreplica_verify_run(nspname, relname, repair);
+	RETURN QUERY
+	SELECT format('%I.%I', d.schemaname, d.tablename), d.key, d.problem
+	  FROM @extschema@.pyreplica_difference d WHERE d.run = number
+	 ORDER BY 1, 2;
+END
+$$;
+COMMENT ON FUNCTION pyreplica_verify(regclass, text, boolean) IS
+'compares a table (all, if none is named) with the master, each range of rows at one instant, without locks; returns the rows that differ, and takes the master''s if told to repair';
+
 CREATE FUNCTION pyreplica_wait(replica text DEFAULT NULL, timeout interval DEFAULT NULL)
 RETURNS boolean
 AS 'MODULE_PATHNAME', 'pyreplica_wait' LANGUAGE C VOLATILE;
@@ -851,7 +908,7 @@ COMMENT ON FUNCTION pyreplica_wait(text, interval) IS
 REVOKE ALL ON replica_log, replica_log_1, replica_log_2, replica_log_3,
 	replica_log_sql, replica_log_state, replica_slave, pyreplica_slaves,
 	pyreplica_position, pyreplica_status, py_log_tables, pyreplica_table,
-	pyreplica_tables, replica_dump FROM PUBLIC;
+	pyreplica_tables, pyreplica_difference, replica_dump FROM PUBLIC;
 REVOKE ALL ON SEQUENCE replica_log_current FROM PUBLIC;
 REVOKE ALL ON FUNCTION
 	py_log_changes(bytea), py_log_replica(),
@@ -863,7 +920,8 @@ REVOKE ALL ON FUNCTION
 	py_log_rotate(), py_log_confirm(text, pg_snapshot), py_log_grant(name),
 	py_log_here(), py_log_key(oid), py_log_order(oid, oid), py_log_describe(text, text),
 	py_log_wait(text, interval),
-	pyreplica_status(), pyreplica_wake(), pyreplica_resync(regclass, text)
+	pyreplica_status(), pyreplica_wake(), pyreplica_resync(regclass, text),
+	pyreplica_verify_run(text, text, boolean), pyreplica_verify(regclass, text, boolean)
 FROM PUBLIC;
-GRANT SELECT ON pyreplica_slaves, pyreplica_status, pyreplica_tables TO pg_monitor;
+GRANT SELECT ON pyreplica_slaves, pyreplica_status, pyreplica_tables, pyreplica_difference TO pg_monitor;
 GRANT EXECUTE ON FUNCTION pyreplica_status() TO pg_monitor;

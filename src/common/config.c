@@ -38,6 +38,12 @@ bool		replica_enabled = true;
  */
 bool		copy_data = true;
 
+/*
+ * Slave: compare all tables with the master this often, in the background; 0:
+ * never.
+ */
+int			verify_interval_s = 0;
+
 /* Slave: longest sleep without a look at the master. */
 int			keepalive_ms = 60 * 1000;
 
@@ -229,6 +235,15 @@ pyr_config_define(void)
 							 PGC_SIGHUP,
 							 0,
 							 NULL, NULL, NULL);
+
+	DefineCustomIntVariable("pyreplica.verify_interval",
+							"Compares all tables with the master this often; 0: never.",
+							"It takes a few percent of the time, with pauses.",
+							&verify_interval_s,
+							0, 0, INT_MAX / 1000,
+							PGC_SIGHUP,
+							GUC_UNIT_S,
+							NULL, NULL, NULL);
 
 	DefineCustomIntVariable("pyreplica.keepalive",
 							"Longest sleep without a look at the master.",

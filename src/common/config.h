@@ -23,6 +23,7 @@ extern const char *master_conninfo;
 extern char *replica_database;
 extern bool replica_enabled;
 extern bool copy_data;
+extern int	verify_interval_s;
 extern int	keepalive_ms;
 extern int	window_memory_kb;
 extern int	apply_mode;

@@ -602,20 +602,6 @@ apply_transactions(ApplyState *state)
 }
 
 /*
- * Whether an error has nothing to do with the changes, so that applying them in
- * another way is no way out: resources, shutdown, I/O.
- */
-static bool
-is_of_the_system(int sqlerrcode)
-{
-	int			category = ERRCODE_TO_CATEGORY(sqlerrcode);
-
-	return category == ERRCODE_TO_CATEGORY(ERRCODE_INSUFFICIENT_RESOURCES) ||
-		category == ERRCODE_TO_CATEGORY(ERRCODE_OPERATOR_INTERVENTION) ||
-		category == ERRCODE_TO_CATEGORY(ERRCODE_SYSTEM_ERROR);
-}
-
-/*
  * The sets came to an end; "why" is the error, if there was one.
  */
 static void
@@ -666,7 +652,7 @@ apply_in_sets(ApplyState *state)
 	{
 		MemoryContextSwitchTo(context);
 		error = CopyErrorData();
-		if (is_of_the_system(error->sqlerrcode))
+		if (pyr_is_of_the_system(error->sqlerrcode))
 			PG_RE_THROW();
 		FlushErrorState();
 	}
@@ -724,7 +710,8 @@ pyr_apply_window(const char *replica, PyrWindow *window, int encoding,
 	error_context_stack = callback.previous;
 	report_conflicts(&state);
 	if (pyr_window_supplement(window) != NULL)
-		pyr_copy_apply(pyr_window_supplement(window), pyr_window_fetch_pump);
+		pyr_window_supplement(window)->apply(pyr_window_supplement(window),
+											 pyr_window_fetch_pump);
 
 	pyr_position_advance(position, pyr_window_snapshot(window),
 						 pyr_window_wal(window));

@@ -68,21 +68,11 @@ static const char binary_header[] = "PGCOPY\n\377\r\n\0" "\0\0\0\0" "\0\0\0\0";
 #define BINARY_HEADER_BYTES	19
 #define BINARY_TRAILER_BYTES 2
 
-/* the table being copied, as both sides have it */
+/* the table being copied */
 typedef struct Copy
 {
-	MemoryContext context;
 	PyrTable   *table;
-	char	   *described;		/* what the master said of it */
-	Oid			relid;			/* here */
-	Oid			owner;
-	int			nkey;
-	char	  **key;
-	char	  **key_types;
-	AttrNumber *key_attnums;	/* here */
-	List	   *columns;		/* names, of what is copied */
-	bool		is_sorted;		/* the key can be compared as on the master */
-	bool		is_binary;
+	PyrLayout  *layout;
 	int64		chunk_rows;
 
 	/* the chunk that has come, and is being applied or will be */
@@ -113,7 +103,7 @@ static void
 end_copy(void)
 {
 	if (copy != NULL)
-		MemoryContextDelete(copy->context);
+		pyr_layout_free(copy->layout);
 	copy = NULL;
 }
 
@@ -127,170 +117,34 @@ pyr_copy_is_due(void)
 		pyr_tables_next() != NULL;
 }
 
-static const char *
-qualified(PyrTable *table)
-{
-	return quote_qualified_identifier(NameStr(table->name.schema),
-									  NameStr(table->name.table));
-}
-
-static char *
-describe_sql(const char *schema, PyrTable *table)
-{
-	return psprintf("SELECT key, key_types, key_orders, columns, types::text[] FROM %s.py_log_describe(%s, %s);",
-					schema,
-					quote_literal_cstr(NameStr(table->name.schema)),
-					quote_literal_cstr(NameStr(table->name.table)));
-}
-
 /*
- * Appends the key columns as a list; with types, of constants.
+ * COPY of the master's rows in the range, so many at most.
  */
-static void
-append_key(StringInfo sql, Copy *of, char **constants)
-{
-	appendStringInfoChar(sql, '(');
-	for (int i = 0; i < of->nkey; i++)
-	{
-		if (i > 0)
-			appendStringInfoString(sql, ", ");
-		if (constants != NULL)
-			appendStringInfo(sql, "%s::%s", quote_literal_cstr(constants[i]),
-							 of->key_types[i]);
-		else
-			appendStringInfoString(sql, quote_identifier(of->key[i]));
-	}
-	appendStringInfoChar(sql, ')');
-}
-
-/*
- * COPY of the rows after that key.
- */
-static void
-append_copy_sql(StringInfo sql, Copy *of, Ask *ask)
+void
+pyr_copy_append_sql(StringInfo sql, PyrLayout *layout, char **after,
+					char **upto, int64 limit)
 {
 	ListCell   *cell;
 	const char *comma = "";
 
 	appendStringInfoString(sql, "COPY (SELECT ");
-	foreach(cell, of->columns)
+	foreach(cell, layout->columns)
 	{
 		appendStringInfo(sql, "%s%s", comma, quote_identifier(lfirst(cell)));
 		comma = ", ";
 	}
-	appendStringInfo(sql, " FROM ONLY %s", qualified(of->table));
-	if (ask->after != NULL)
-	{
-		appendStringInfoString(sql, " WHERE ");
-		append_key(sql, of, NULL);
-		appendStringInfoString(sql, " > ");
-		append_key(sql, of, ask->after);
-	}
-	if (of->is_sorted)
+	appendStringInfo(sql, " FROM ONLY %s", pyr_table_qualified(layout->table));
+	pyr_layout_append_range(sql, layout, after, upto);
+	if (layout->is_sorted)
 	{
 		appendStringInfoString(sql, " ORDER BY ");
-		for (int i = 0; i < of->nkey; i++)
+		for (int i = 0; i < layout->nkey; i++)
 			appendStringInfo(sql, "%s%s", i > 0 ? ", " : "",
-							 quote_identifier(of->key[i]));
-		appendStringInfo(sql, " LIMIT " INT64_FORMAT, ask->limit);
+							 quote_identifier(layout->key[i]));
+		appendStringInfo(sql, " LIMIT " INT64_FORMAT, limit);
 	}
 	appendStringInfo(sql, ") TO STDOUT (FORMAT %s)",
-					 of->is_binary ? "binary" : "text");
-}
-
-/*
- * What is to be asked for with the next window; NULL: nothing.
- */
-PyrSupplement *
-pyr_copy_ask(const char *schema)
-{
-	PyrTable   *next;
-	Ask		   *ask;
-	PyrSupplement *supplement;
-	MemoryContext oldcontext;
-	StringInfoData sql;
-	char	  **after;
-
-	/* a chunk on its way to be applied may be the last of its table */
-	next = copy != NULL && copy->is_last ? NULL : pyr_tables_next();
-	if (next == NULL && !pyr_tables_list_is_due())
-		return NULL;
-
-	supplement = pyr_supplement_create();
-	oldcontext = MemoryContextSwitchTo(supplement->context);
-	supplement->what = ask = palloc0(sizeof(Ask));
-	initStringInfo(&sql);
-	if (pyr_tables_list_is_due())
-	{
-		ask->kind = ASK_LIST;
-		appendStringInfoString(&sql, pyr_tables_list_sql(schema));
-	}
-	else
-	{
-		ask->table = next;
-		ask->kind = copy != NULL && copy->table == next &&
-			next->state == PYR_TABLE_COPYING ? ASK_ROWS : ASK_DESCRIPTION;
-		appendStringInfoString(&sql, describe_sql(schema, next));
-	}
-	if (ask->kind == ASK_ROWS)
-	{
-		after = copy->last != NULL ? copy->last : next->bookmark;
-		ask->limit = copy->chunk_rows;
-		if (after != NULL)
-		{
-			ask->nafter = copy->nkey;
-			ask->after = palloc(copy->nkey * sizeof(char *));
-			for (int i = 0; i < copy->nkey; i++)
-				ask->after[i] = pstrdup(after[i]);
-		}
-		append_copy_sql(&sql, copy, ask);
-	}
-	supplement->sql = sql.data;
-	MemoryContextSwitchTo(oldcontext);
-	return supplement;
-}
-
-/*
- * An array in text form to strings; NULL elements are NULL pointers.
- */
-static char **
-split_array(const char *array_text, int *n)
-{
-	Oid			input;
-	Oid			ioparam;
-	Datum		array;
-	Datum	   *elements;
-	bool	   *isnull;
-	char	  **strings;
-
-	*n = 0;
-	if (array_text == NULL)
-		return NULL;
-	getTypeInputInfo(TEXTARRAYOID, &input, &ioparam);
-	array = OidInputFunctionCall(input, unconstify(char *, array_text), ioparam, -1);
-	deconstruct_array(DatumGetArrayTypeP(array), TEXTOID, -1, false,
-					  TYPALIGN_INT, &elements, &isnull, n);
-	strings = palloc((*n + 1) * sizeof(char *));
-	for (int i = 0; i < *n; i++)
-		strings[i] = isnull[i] ? NULL : TextDatumGetCString(elements[i]);
-	return strings;
-}
-
-static Oid
-find_relation(PyrTable *table)
-{
-	Oid			namespace = get_namespace_oid(NameStr(table->name.schema), true);
-	Oid			relid = InvalidOid;
-
-	if (OidIsValid(namespace))
-		relid = get_relname_relid(NameStr(table->name.table), namespace);
-	if (!OidIsValid(relid))
-		ereport(ERROR,
-				(errcode(ERRCODE_UNDEFINED_TABLE),
-				 errmsg("table \"%s.%s\" does not exist on the slave",
-						NameStr(table->name.schema), NameStr(table->name.table)),
-				 errhint("Create it here as the master has it (pg_dump --schema-only); it will then be copied.")));
-	return relid;
+					 layout->is_binary ? "binary" : "text");
 }
 
 /*
@@ -300,7 +154,7 @@ find_relation(PyrTable *table)
 static void
 check_empty(PyrTable *table)
 {
-	if (SPI_execute(psprintf("SELECT FROM %s LIMIT 1", qualified(table)),
+	if (SPI_execute(psprintf("SELECT FROM %s LIMIT 1", pyr_table_qualified(table)),
 					false, 1) != SPI_OK_SELECT)
 		elog(ERROR, "could not look into the table");
 	if (SPI_processed > 0)
@@ -309,107 +163,7 @@ check_empty(PyrTable *table)
 				 errmsg("table \"%s.%s\" is not empty on the slave",
 						NameStr(table->name.schema), NameStr(table->name.table)),
 				 errhint("Empty it here, or run SELECT pyreplica_resync(%s) to have its rows made equal to the master's. (A slave that was restored from a dump of the master has to start with pyreplica.copy_data = off.)",
-						 quote_literal_cstr(qualified(table)))));
-}
-
-/*
- * Whether key column i sorts here as it does on the master.
- */
-static bool
-sorts_alike(Form_pg_attribute att, const char *order)
-{
-	Oid			types[2] = {OIDOID, OIDOID};
-	Datum		values[2] = {
-		ObjectIdGetDatum(att->atttypid), ObjectIdGetDatum(att->attcollation)
-	};
-	MemoryContext context = CurrentMemoryContext;
-	char	   *here;
-
-	if (order == NULL)
-		return false;
-	if (SPI_execute_with_args(psprintf("SELECT %s.py_log_order($1, $2)",
-									   pyr_local_schema()),
-							  2, types, values, NULL, true, 1) != SPI_OK_SELECT ||
-		SPI_processed != 1)
-		elog(ERROR, "could not look up how values are sorted");
-	here = SPI_getvalue(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1);
-	MemoryContextSwitchTo(context); /* SPI leaves its own current */
-	return here != NULL && strcmp(here, order) == 0;
-}
-
-static Form_pg_attribute
-find_attribute(PyrTable *table, TupleDesc desc, const char *name)
-{
-	for (int i = 0; i < desc->natts; i++)
-	{
-		Form_pg_attribute att = TupleDescAttr(desc, i);
-
-		if (!att->attisdropped && strcmp(NameStr(att->attname), name) == 0)
-			return att;
-	}
-	ereport(ERROR,
-			(errcode(ERRCODE_UNDEFINED_COLUMN),
-			 errmsg("column \"%s\" of the master's table \"%s.%s\" does not exist on the slave",
-					name, NameStr(table->name.schema), NameStr(table->name.table)),
-			 errhint("Add the column to the slave's table.")));
-	return NULL;
-}
-
-/*
- * Compares what the master says of the table with what is here.
- */
-static void
-fill_copy(Copy *of, char **row)
-{
-	Relation	rel = table_open(of->relid, AccessShareLock);
-	TupleDesc	desc = RelationGetDescr(rel);
-	int			ncolumns;
-	int			n;
-	char	  **orders;
-	char	  **columns;
-	char	  **types;
-
-	of->owner = rel->rd_rel->relowner;
-	of->key = split_array(row[0], &of->nkey);
-	of->key_types = split_array(row[1], &n);
-	orders = split_array(row[2], &n);
-	columns = split_array(row[3], &ncolumns);
-	types = split_array(row[4], &n);
-
-	of->is_sorted = of->nkey > 0;
-	of->key_attnums = palloc((of->nkey + 1) * sizeof(AttrNumber));
-	for (int i = 0; i < of->nkey; i++)
-	{
-		Form_pg_attribute att = find_attribute(of->table, desc, of->key[i]);
-
-		of->key_attnums[i] = att->attnum;
-		of->is_sorted = of->is_sorted && sorts_alike(att, orders[i]);
-	}
-
-	of->is_binary = true;
-	for (int i = 0; i < ncolumns; i++)
-	{
-		Form_pg_attribute att = find_attribute(of->table, desc, columns[i]);
-		Oid			type = (Oid) strtoul(types[i], NULL, 10);
-
-		if (att->attgenerated != '\0')
-			continue;
-		of->columns = lappend(of->columns, columns[i]);
-		if (att->atttypid != type || pyr_wire_of_type(type) == PYR_WIRE_TEXT)
-			of->is_binary = false;
-	}
-	table_close(rel, NoLock);
-}
-
-static char *
-join_row(char **row)
-{
-	StringInfoData joined;
-
-	initStringInfo(&joined);
-	for (int i = 0; i < 5; i++)
-		appendStringInfo(&joined, "%s\n", row[i] ? row[i] : "");
-	return joined.data;
+						 quote_literal_cstr(pyr_table_qualified(table)))));
 }
 
 /*
@@ -418,20 +172,14 @@ join_row(char **row)
 static void
 begin_copy(PyrTable *table, char **row)
 {
-	MemoryContext context = AllocSetContextCreate(TopMemoryContext,
-												  "pyreplica copy",
-												  ALLOCSET_SMALL_SIZES);
-	MemoryContext oldcontext = MemoryContextSwitchTo(context);
+	PyrLayout  *layout;
 
 	end_copy();
-	copy = palloc0(sizeof(Copy));
-	copy->context = context;
+	layout = pyr_layout_create(table, row);
+	copy = MemoryContextAllocZero(layout->context, sizeof(Copy));
 	copy->table = table;
-	copy->described = join_row(row);
-	copy->relid = find_relation(table);
+	copy->layout = layout;
 	copy->chunk_rows = CHUNK_ROWS_FIRST;
-	fill_copy(copy, row);
-	MemoryContextSwitchTo(oldcontext);
 
 	if (table->state != PYR_TABLE_WAITING)
 		return;
@@ -442,8 +190,8 @@ begin_copy(PyrTable *table, char **row)
 	ereport(LOG,
 			(errmsg("pyreplica %s: copying table \"%s.%s\"%s", pyr_local_replica(),
 					NameStr(table->name.schema), NameStr(table->name.table),
-					copy->is_sorted ? "" : " in one piece"),
-			 copy->is_sorted ? 0
+					layout->is_sorted ? "" : " in one piece"),
+			 layout->is_sorted ? 0
 			 : errdetail("The order of its key may differ between master and slave, so it cannot be copied in chunks."),
 			 errhidestmt(true), errhidecontext(true)));
 }
@@ -486,17 +234,17 @@ read_source(void *out, int minread pg_attribute_unused(), int maxread)
 }
 
 static CopyFromState
-begin_copy_from(Relation rel)
+begin_copy_from(Relation rel, PyrLayout *layout)
 {
 	ParseState *pstate = make_parsestate(NULL);
 	List	   *options;
 	List	   *names = NIL;
 	ListCell   *cell;
 
-	foreach(cell, copy->columns)
+	foreach(cell, layout->columns)
 		names = lappend(names, makeString(lfirst(cell)));
 	options = list_make1(makeDefElem("format",
-									 (Node *) makeString(copy->is_binary ? "binary" : "text"),
+									 (Node *) makeString(layout->is_binary ? "binary" : "text"),
 									 -1));
 	(void) addRangeTableEntryForRelation(pstate, rel, RowExclusiveLock, NULL,
 										 false, false);
@@ -511,7 +259,7 @@ static int64
 chunk_nrows(PyrSupplement *supplement)
 {
 	return supplement->nmessages -
-		(copy->is_binary && supplement->nmessages > 0 ? 1 : 0);
+		(copy->layout->is_binary && supplement->nmessages > 0 ? 1 : 0);
 }
 
 /*
@@ -522,31 +270,31 @@ static char **
 last_key(PyrSupplement *supplement)
 {
 	StringInfoData stream;
-	StringInfo	row = &supplement->last[copy->is_binary ? 1 : 0];
-	Relation	rel = table_open(copy->relid, AccessShareLock);
+	StringInfo	row = &supplement->last[copy->layout->is_binary ? 1 : 0];
+	Relation	rel = table_open(copy->layout->relid, AccessShareLock);
 	TupleDesc	desc = RelationGetDescr(rel);
 	ExprContext *econtext = CreateStandaloneExprContext();
 	Datum	   *values = palloc(desc->natts * sizeof(Datum));
 	bool	   *isnull = palloc(desc->natts * sizeof(bool));
-	char	  **key = palloc(copy->nkey * sizeof(char *));
+	char	  **key = palloc(copy->layout->nkey * sizeof(char *));
 	CopyFromState state;
 
 	initStringInfo(&stream);
-	if (copy->is_binary && chunk_nrows(supplement) > 1)
+	if (copy->layout->is_binary && chunk_nrows(supplement) > 1)
 		appendBinaryStringInfo(&stream, binary_header, BINARY_HEADER_BYTES);
 	appendBinaryStringInfo(&stream, row->data, row->len);
-	if (copy->is_binary)
+	if (copy->layout->is_binary)
 		appendBinaryStringInfo(&stream, "\377\377", BINARY_TRAILER_BYTES);
 	source.supplement = NULL;
 	source.data = stream.data;
 	source.left = stream.len;
 
-	state = begin_copy_from(rel);
+	state = begin_copy_from(rel, copy->layout);
 	if (!NextCopyFrom(state, econtext, values, isnull))
 		elog(ERROR, "the last row of a chunk cannot be read");
-	for (int i = 0; i < copy->nkey; i++)
+	for (int i = 0; i < copy->layout->nkey; i++)
 	{
-		AttrNumber	attnum = copy->key_attnums[i];
+		AttrNumber	attnum = copy->layout->key_attnums[i];
 		Oid			output;
 		bool		is_varlena;
 
@@ -581,7 +329,7 @@ is_next_chunk(PyrSupplement *supplement)
 		if (strcmp(ask->after[i], table->bookmark[i]) != 0)
 			return false;
 	}
-	return strcmp(join_row(linitial(supplement->rows)), copy->described) == 0;
+	return pyr_layout_is_same(copy->layout, linitial(supplement->rows));
 }
 
 /*
@@ -589,8 +337,8 @@ is_next_chunk(PyrSupplement *supplement)
  * for while it is applied.  False: that cannot be done.  In a transaction of
  * its own.
  */
-bool
-pyr_copy_look_ahead(PyrSupplement *supplement)
+static bool
+look_ahead(PyrSupplement *supplement)
 {
 	Ask		   *ask = supplement->what;
 	MemoryContext context = CurrentMemoryContext;
@@ -599,7 +347,7 @@ pyr_copy_look_ahead(PyrSupplement *supplement)
 	if (copy == NULL || !is_next_chunk(supplement))
 		return false;
 	copy->last = NULL;
-	copy->is_last = !copy->is_sorted ||
+	copy->is_last = !copy->layout->is_sorted ||
 		chunk_nrows(supplement) < ask->limit;
 	if (copy->is_last)
 		return true;
@@ -607,7 +355,7 @@ pyr_copy_look_ahead(PyrSupplement *supplement)
 	PG_TRY();
 	{
 		pyr_local_begin_transaction();
-		MemoryContextSwitchTo(copy->context);
+		MemoryContextSwitchTo(copy->layout->context);
 		copy->last = last_key(supplement);
 		pyr_local_commit_transaction();
 	}
@@ -625,52 +373,33 @@ pyr_copy_look_ahead(PyrSupplement *supplement)
 }
 
 /*
- * Takes away what is here of the chunk's range.
+ * Writes the rows that came into the table; if it is_over others, what is here
+ * of the range goes first.
  */
-static void
-delete_range(Ask *ask)
+void
+pyr_copy_range(PyrLayout *layout, PyrSupplement *supplement, bool is_over,
+			   char **after, char **upto, void (*between) (void))
 {
-	StringInfoData sql;
-	const char *word = "WHERE";
-
-	initStringInfo(&sql);
-	appendStringInfo(&sql, "DELETE FROM %s ", qualified(copy->table));
-	if (ask->after != NULL)
-	{
-		appendStringInfo(&sql, "%s ", word);
-		append_key(&sql, copy, NULL);
-		appendStringInfoString(&sql, " > ");
-		append_key(&sql, copy, ask->after);
-		word = " AND";
-	}
-	if (!copy->is_last)
-	{
-		appendStringInfo(&sql, "%s ", word);
-		append_key(&sql, copy, NULL);
-		appendStringInfoString(&sql, " <= ");
-		append_key(&sql, copy, copy->last);
-	}
-	if (SPI_execute(sql.data, false, 0) != SPI_OK_DELETE)
-		elog(ERROR, "could not delete the rows of a chunk");
-}
-
-/*
- * Writes the chunk's rows into the table.
- */
-static void
-write_rows(PyrSupplement *supplement)
-{
-	PyrIdentity before = pyr_local_become(copy->owner);
+	PyrIdentity before = pyr_local_become(layout->owner);
 	Relation	rel;
 	CopyFromState state;
+	StringInfoData sql;
 
-	if (copy->table->is_resync)
-		delete_range(supplement->what);
-	rel = table_open(copy->relid, RowExclusiveLock);
+	if (is_over)
+	{
+		initStringInfo(&sql);
+		appendStringInfo(&sql, "DELETE FROM %s",
+						 pyr_table_qualified(layout->table));
+		pyr_layout_append_range(&sql, layout, after, upto);
+		if (SPI_execute(sql.data, false, 0) != SPI_OK_DELETE)
+			elog(ERROR, "could not delete the rows of a range");
+	}
+	rel = table_open(layout->relid, RowExclusiveLock);
 	source.supplement = supplement;
 	source.data = NULL;
 	source.left = 0;
-	state = begin_copy_from(rel);
+	source.between = between;
+	state = begin_copy_from(rel, layout);
 	(void) CopyFrom(state);
 	EndCopyFrom(state);
 	table_close(rel, NoLock);
@@ -709,26 +438,28 @@ finish_table(PyrTable *table)
 }
 
 static void
-apply_chunk(PyrSupplement *supplement)
+apply_chunk(PyrSupplement *supplement, void (*between) (void))
 {
+	Ask		   *ask = supplement->what;
 	PyrTable   *table = copy->table;
 	TimestampTz begin = GetCurrentTimestamp();
 	int64		nrows = chunk_nrows(supplement);
 
 	if (!copy->is_last && copy->last == NULL)
 	{
-		MemoryContext oldcontext = MemoryContextSwitchTo(copy->context);
+		MemoryContext oldcontext = MemoryContextSwitchTo(copy->layout->context);
 
 		copy->last = last_key(supplement);
 		MemoryContextSwitchTo(oldcontext);
 	}
-	write_rows(supplement);
+	pyr_copy_range(copy->layout, supplement, table->is_resync, ask->after,
+				   copy->is_last ? NULL : copy->last, between);
 	table->rows_copied += nrows;
 	pyr_table_clear_error(table);
 	if (copy->is_last)
 		finish_table(table);
 	else
-		pyr_table_set_bookmark(table, copy->last, copy->nkey);
+		pyr_table_set_bookmark(table, copy->last, copy->layout->nkey);
 	pyr_table_store(table);
 	adapt_chunk(nrows, begin);
 	if (table->state == PYR_TABLE_READY)
@@ -739,7 +470,7 @@ apply_chunk(PyrSupplement *supplement)
  * Does what the supplement is for.
  */
 static void
-apply_supplement(PyrSupplement *supplement)
+apply_supplement(PyrSupplement *supplement, void (*between) (void))
 {
 	Ask		   *ask = supplement->what;
 
@@ -751,10 +482,10 @@ apply_supplement(PyrSupplement *supplement)
 	else if (supplement->rows == NIL)
 		pyr_tables_want_list();	/* it has no log trigger any more */
 	else if (is_next_chunk(supplement))
-		apply_chunk(supplement);
+		apply_chunk(supplement, between);
 	else if (ask->kind == ASK_DESCRIPTION ||
 			 copy == NULL || copy->table != ask->table ||
-			 strcmp(join_row(linitial(supplement->rows)), copy->described) != 0)
+			 !pyr_layout_is_same(copy->layout, linitial(supplement->rows)))
 	{
 		begin_copy(ask->table, linitial(supplement->rows));
 		pyr_table_clear_error(ask->table);
@@ -763,25 +494,12 @@ apply_supplement(PyrSupplement *supplement)
 }
 
 /*
- * Whether the error is no fault of the table.
- */
-static bool
-is_of_the_system(int sqlerrcode)
-{
-	int			category = ERRCODE_TO_CATEGORY(sqlerrcode);
-
-	return category == ERRCODE_TO_CATEGORY(ERRCODE_INSUFFICIENT_RESOURCES) ||
-		category == ERRCODE_TO_CATEGORY(ERRCODE_OPERATOR_INTERVENTION) ||
-		category == ERRCODE_TO_CATEGORY(ERRCODE_SYSTEM_ERROR);
-}
-
-/*
  * Takes in what came with a window whose changes have just been applied, in the
  * same transaction.  If that fails because of the table, the table alone
  * suffers.
  */
-void
-pyr_copy_apply(PyrSupplement *supplement, void (*between) (void))
+static void
+apply(PyrSupplement *supplement, void (*between) (void))
 {
 	Ask		   *ask = supplement->what;
 	MemoryContext context = CurrentMemoryContext;
@@ -789,21 +507,20 @@ pyr_copy_apply(PyrSupplement *supplement, void (*between) (void))
 	PyrTable	before = {0};
 	ErrorData  *volatile error = NULL;
 
-	source.between = between;
 	if (ask->table != NULL)
 		before = *ask->table;
 	BeginInternalSubTransaction(NULL);
 	MemoryContextSwitchTo(context);
 	PG_TRY();
 	{
-		apply_supplement(supplement);
+		apply_supplement(supplement, between);
 		ReleaseCurrentSubTransaction();
 	}
 	PG_CATCH();
 	{
 		MemoryContextSwitchTo(context);
 		error = CopyErrorData();
-		if (ask->table == NULL || is_of_the_system(error->sqlerrcode) ||
+		if (ask->table == NULL || pyr_is_of_the_system(error->sqlerrcode) ||
 			ask->table->bookmark != before.bookmark)
 			PG_RE_THROW();
 		FlushErrorState();
@@ -828,17 +545,72 @@ pyr_copy_apply(PyrSupplement *supplement, void (*between) (void))
 /*
  * The master refused what was asked for.
  */
-void
-pyr_copy_refused(PyrSupplement *supplement, ErrorData *error)
+static void
+refused(PyrSupplement *supplement, ErrorData *error)
 {
 	Ask		   *ask = supplement->what;
 
-	if (ask->table == NULL || is_of_the_system(error->sqlerrcode))
+	if (ask->table == NULL || pyr_is_of_the_system(error->sqlerrcode))
 		ReThrowError(error);
 	end_copy();
 	pyr_local_begin_transaction();
 	pyr_table_fail(ask->table, error);
 	pyr_local_commit_transaction();
+}
+
+/*
+ * What is to be asked for with the next window; NULL: nothing.
+ */
+PyrSupplement *
+pyr_copy_ask(const char *schema)
+{
+	PyrTable   *next;
+	Ask		   *ask;
+	PyrSupplement *supplement;
+	MemoryContext oldcontext;
+	StringInfoData sql;
+	char	  **after;
+
+	/* a chunk on its way to be applied may be the last of its table */
+	next = copy != NULL && copy->is_last ? NULL : pyr_tables_next();
+	if (next == NULL && !pyr_tables_list_is_due())
+		return NULL;
+
+	supplement = pyr_supplement_create();
+	oldcontext = MemoryContextSwitchTo(supplement->context);
+	supplement->what = ask = palloc0(sizeof(Ask));
+	supplement->look_ahead = look_ahead;
+	supplement->apply = apply;
+	supplement->refused = refused;
+	initStringInfo(&sql);
+	if (pyr_tables_list_is_due())
+	{
+		ask->kind = ASK_LIST;
+		appendStringInfoString(&sql, pyr_tables_list_sql(schema));
+	}
+	else
+	{
+		ask->table = next;
+		ask->kind = copy != NULL && copy->table == next &&
+			next->state == PYR_TABLE_COPYING ? ASK_ROWS : ASK_DESCRIPTION;
+		appendStringInfoString(&sql, pyr_layout_sql(schema, next));
+	}
+	if (ask->kind == ASK_ROWS)
+	{
+		after = copy->last != NULL ? copy->last : next->bookmark;
+		ask->limit = copy->chunk_rows;
+		if (after != NULL)
+		{
+			ask->nafter = copy->layout->nkey;
+			ask->after = palloc(copy->layout->nkey * sizeof(char *));
+			for (int i = 0; i < copy->layout->nkey; i++)
+				ask->after[i] = pstrdup(after[i]);
+		}
+		pyr_copy_append_sql(&sql, copy->layout, ask->after, NULL, ask->limit);
+	}
+	supplement->sql = sql.data;
+	MemoryContextSwitchTo(oldcontext);
+	return supplement;
 }
 
 /*
@@ -850,7 +622,7 @@ pyr_copy_progress(void)
 	if (copy == NULL)
 		return NULL;
 	return psprintf("copying %s: " INT64_FORMAT " of about " INT64_FORMAT " rows",
-					qualified(copy->table), copy->table->rows_copied,
+					pyr_table_qualified(copy->table), copy->table->rows_copied,
 					Max(copy->table->rows_expected, copy->table->rows_copied));
 }
 
@@ -899,7 +671,7 @@ get_bookmark(PyrTable *table, PyrTarget *target)
 				 errmsg("the key of table \"%s.%s\" has changed while it was copied",
 						target->schema, target->table),
 				 errhint("Run SELECT pyreplica_resync(%s).",
-						 quote_literal_cstr(qualified(table)))));
+						 quote_literal_cstr(pyr_table_qualified(table)))));
 
 	bookmark->target = NULL;
 	MemoryContextReset(bookmark->context);

@@ -10,6 +10,7 @@
 
 #include "common/decode.h"
 #include "slave/fetch.h"
+#include "slave/layout.h"
 #include "slave/tables.h"
 
 /* what becomes of a change */
@@ -23,9 +24,11 @@ typedef enum PyrAdmission
 
 extern bool pyr_copy_is_due(void);
 extern PyrSupplement *pyr_copy_ask(const char *schema);
-extern bool pyr_copy_look_ahead(PyrSupplement *supplement);
-extern void pyr_copy_apply(PyrSupplement *supplement, void (*between) (void));
-extern void pyr_copy_refused(PyrSupplement *supplement, ErrorData *error);
+extern void pyr_copy_range(PyrLayout *layout, PyrSupplement *supplement,
+						   bool is_over, char **after, char **upto,
+						   void (*between) (void));
+extern void pyr_copy_append_sql(StringInfo sql, PyrLayout *layout,
+								char **after, char **upto, int64 limit);
 extern char *pyr_copy_progress(void);
 
 extern PyrAdmission pyr_copy_admit(PyrTable *table, PyrChange *change,

@@ -37,7 +37,21 @@ typedef struct PyrSupplement
 {
 	MemoryContext context;		/* it lies in, with what came */
 	const char *sql;			/* statements that return rows, or COPY some */
-	void	   *what;			/* for the user */
+	void	   *what;			/* for those below */
+
+	/*
+	 * Called once it has come, before its window is applied: whether the next
+	 * supplement can be asked for already.  NULL: it cannot.
+	 */
+	bool		(*look_ahead) (struct PyrSupplement *supplement);
+
+	/* Called in the window's transaction, after its changes. */
+	void		(*apply) (struct PyrSupplement *supplement,
+						  void (*between) (void));
+
+	/* Called if the master reports an error; may throw it. */
+	void		(*refused) (struct PyrSupplement *supplement,
+							ErrorData *error);
 
 	/* what came */
 	List	   *rows;			/* char **: values as text */

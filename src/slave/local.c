@@ -212,3 +212,17 @@ pyr_local_become_again(PyrIdentity before)
 	AtEOXact_GUC(false, before.settings);
 	SetUserIdAndSecContext(before.user, before.security);
 }
+
+/*
+ * Whether an error has nothing to do with what was done, so that to do it in
+ * another way, or to leave it out, is no way out: resources, shutdown, I/O.
+ */
+bool
+pyr_is_of_the_system(int sqlerrcode)
+{
+	int			category = ERRCODE_TO_CATEGORY(sqlerrcode);
+
+	return category == ERRCODE_TO_CATEGORY(ERRCODE_INSUFFICIENT_RESOURCES) ||
+		category == ERRCODE_TO_CATEGORY(ERRCODE_OPERATOR_INTERVENTION) ||
+		category == ERRCODE_TO_CATEGORY(ERRCODE_SYSTEM_ERROR);
+}

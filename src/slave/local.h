@@ -23,6 +23,7 @@ extern void pyr_local_ensure_extension(void);
 extern const char *pyr_local_replica(void);
 extern const char *pyr_local_schema(void);
 extern Oid	pyr_local_relation(const char *name);
+extern bool pyr_is_of_the_system(int sqlerrcode);
 extern PyrIdentity pyr_local_become(Oid user);
 extern void pyr_local_become_again(PyrIdentity before);
 

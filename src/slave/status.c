@@ -31,6 +31,7 @@
 PG_FUNCTION_INFO_V1(pyreplica_status);
 PG_FUNCTION_INFO_V1(pyreplica_wait);
 PG_FUNCTION_INFO_V1(pyreplica_wake);
+PG_FUNCTION_INFO_V1(pyreplica_verify_run);
 
 #define MASTER_LEN		256
 #define POSITION_LEN	256
@@ -58,6 +59,12 @@ typedef struct ReplicaStatus
 	TimestampTz last_error_at;
 
 	uint64		tables_requested;	/* how often something was asked for */
+
+	/* verifications asked for, of which there is one at a time, and done */
+	uint64		verify_requested;
+	uint64		verify_served;
+	PyrVerifyRequest verify;
+	char		verify_error[ERROR_LEN];	/* empty: it went well */
 
 	/* looks at the master asked for, and done */
 	uint64		wait_requested;
@@ -254,6 +261,41 @@ pyr_status_windows(void)
 	windows = status->windows;
 	LWLockRelease(status->lock);
 	return windows;
+}
+
+/*
+ * The verification that is asked for; 0: none is.
+ */
+uint64
+pyr_status_verify_requested(PyrVerifyRequest *request)
+{
+	uint64		number = 0;
+
+	LWLockAcquire(status->lock, LW_SHARED);
+	if (status->verify_requested > status->verify_served)
+	{
+		number = status->verify_requested;
+		*request = status->verify;
+	}
+	LWLockRelease(status->lock);
+	return number;
+}
+
+/*
+ * It is done; error says why it could not be, or is NULL.
+ */
+void
+pyr_status_verify_served(uint64 number, const char *error)
+{
+	LWLockAcquire(status->lock, LW_EXCLUSIVE);
+	if (number > status->verify_served)
+	{
+		status->verify_served = number;
+		strlcpy(status->verify_error, error ? error : "",
+				sizeof(status->verify_error));
+	}
+	LWLockRelease(status->lock);
+	ConditionVariableBroadcast(&status->served);
 }
 
 /*
@@ -533,4 +575,72 @@ pyreplica_wake(PG_FUNCTION_ARGS)
 	is_registered = true;
 	wakes_at_commit = true;
 	PG_RETURN_VOID();
+}
+
+/*
+ * Leaves the request with the worker; 0: there is another one before it.
+ */
+static uint64
+request_verify(const PyrVerifyRequest *request)
+{
+	uint64		number = 0;
+
+	LWLockAcquire(status->lock, LW_EXCLUSIVE);
+	if (status->verify_requested == status->verify_served)
+	{
+		number = ++status->verify_requested;
+		status->verify = *request;
+		if (status->proc != NULL)
+			SetLatch(&status->proc->procLatch);
+	}
+	LWLockRelease(status->lock);
+	return number;
+}
+
+static bool
+is_verified(uint64 number, char *error)
+{
+	bool		is_done;
+
+	LWLockAcquire(status->lock, LW_SHARED);
+	is_done = status->verify_served >= number;
+	if (is_done)
+		strlcpy(error, status->verify_error, ERROR_LEN);
+	LWLockRelease(status->lock);
+	return is_done;
+}
+
+/*
+ * pyreplica_verify_run(schemaname text, tablename text, repair boolean) returns
+ * bigint: has the worker verify the table (all of them, if it has no name), waits
+ * for it, and returns the number of the run.
+ */
+Datum
+pyreplica_verify_run(PG_FUNCTION_ARGS)
+{
+	PyrVerifyRequest request = {0};
+	uint64		number;
+	char		error[ERROR_LEN];
+
+	check_preloaded();
+	if (status->replica[0] == '\0')
+		ereport(ERROR,
+				(errcode(ERRCODE_UNDEFINED_OBJECT),
+				 errmsg("this server has no replica")));
+	request.run = GetCurrentTimestamp();
+	text_to_cstring_buffer(PG_GETARG_TEXT_PP(0), request.schema, NAMEDATALEN);
+	text_to_cstring_buffer(PG_GETARG_TEXT_PP(1), request.table, NAMEDATALEN);
+	request.repairs = PG_GETARG_BOOL(2);
+
+	ConditionVariablePrepareToSleep(&status->served);
+	while ((number = request_verify(&request)) == 0)
+		ConditionVariableSleep(&status->served, PG_WAIT_EXTENSION);
+	while (!is_verified(number, error))
+		ConditionVariableSleep(&status->served, PG_WAIT_EXTENSION);
+	ConditionVariableCancelSleep();
+	if (error[0] != '\0')
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("could not verify: %s", error)));
+	PG_RETURN_INT64(request.run);
 }

@@ -37,6 +37,18 @@ extern void pyr_status_error(PyrState state, const char *message);
 extern PyrState pyr_status_get_state(void);
 extern int64 pyr_status_windows(void);
 
+/* pyreplica_verify */
+typedef struct PyrVerifyRequest
+{
+	int64		run;
+	char		schema[NAMEDATALEN];	/* empty, with the next: all tables */
+	char		table[NAMEDATALEN];
+	bool		repairs;
+} PyrVerifyRequest;
+
+extern uint64 pyr_status_verify_requested(PyrVerifyRequest *request);
+extern void pyr_status_verify_served(uint64 number, const char *error);
+
 /* requests that are rows of pyreplica_table */
 extern uint64 pyr_status_tables_requested(void);
 

@@ -93,6 +93,16 @@ replace_string(char **place, const char *value)
 }
 
 /*
+ * The table's name, for statements.
+ */
+const char *
+pyr_table_qualified(PyrTable *table)
+{
+	return quote_qualified_identifier(NameStr(table->name.schema),
+									  NameStr(table->name.table));
+}
+
+/*
  * Keeps a copy of the key as bookmark; n = 0: there is none.
  */
 void
@@ -384,6 +394,29 @@ pyr_tables_next(void)
 }
 
 /*
+ * The tables that are ready, or the one of that name if it is.
+ */
+List *
+pyr_tables_ready(const char *schema, const char *tablename)
+{
+	HASH_SEQ_STATUS status;
+	PyrTable   *table;
+	List	   *ready = NIL;
+
+	hash_seq_init(&status, tables);
+	while ((table = hash_seq_search(&status)) != NULL)
+	{
+		if (table->state != PYR_TABLE_READY)
+			continue;
+		if (tablename[0] == '\0' ||
+			(strcmp(NameStr(table->name.schema), schema) == 0 &&
+			 strcmp(NameStr(table->name.table), tablename) == 0))
+			ready = lappend(ready, table);
+	}
+	return ready;
+}
+
+/*
  * In how many ms a table is to be tried again; -1: none is.
  */
 long
@@ -496,6 +529,28 @@ pyr_table_clear_error(PyrTable *table)
 {
 	replace_string(&table->error, NULL);
 	table->retry_at = table->retry_ms = 0;
+}
+
+/*
+ * All of the table has been compared, and so many rows were different.
+ */
+void
+pyr_table_verified(PyrTable *table, int64 differences)
+{
+	Oid			types[4] = {TEXTOID, TEXTOID, TEXTOID, INT8OID};
+	Datum		values[4] = {
+		CStringGetTextDatum(replica_name),
+		CStringGetTextDatum(NameStr(table->name.schema)),
+		CStringGetTextDatum(NameStr(table->name.table)),
+		Int64GetDatum(differences)
+	};
+
+	if (SPI_execute_with_args(psprintf("UPDATE %s.pyreplica_table"
+									   " SET verified_at = pg_catalog.now(), differences = $4"
+									   " WHERE replica = $1 AND schemaname = $2 AND tablename = $3",
+									   pyr_local_schema()),
+							  4, types, values, NULL, false, 0) != SPI_OK_UPDATE)
+		elog(ERROR, "could not write pyreplica_table");
 }
 
 /*

@@ -59,12 +59,15 @@ extern void pyr_tables_take_list(List *rows);
 extern void pyr_tables_want_list(void);
 extern bool pyr_tables_list_is_due(void);
 extern PyrTable *pyr_tables_next(void);
+extern List *pyr_tables_ready(const char *schema, const char *tablename);
 extern long pyr_tables_due_ms(void);
 extern void pyr_tables_retry(void);
+extern const char *pyr_table_qualified(PyrTable *table);
 extern void pyr_table_set_state(PyrTable *table, PyrTableState state);
 extern void pyr_table_set_bookmark(PyrTable *table, char **bookmark, int n);
 extern void pyr_table_clear_error(PyrTable *table);
 extern void pyr_table_store(PyrTable *table);
+extern void pyr_table_verified(PyrTable *table, int64 differences);
 extern void pyr_table_fail(PyrTable *table, ErrorData *error);
 
 #endif							/* PYR_TABLES_H */

@@ -43,6 +43,7 @@
 #include "slave/position.h"
 #include "slave/status.h"
 #include "slave/tables.h"
+#include "slave/verify.h"
 #include "slave/worker.h"
 #include "storage/ipc.h"
 #include "storage/latch.h"
@@ -334,7 +335,11 @@ ask_for_window(const char *from, int linger_ms)
 	PyrSupplement *supplement = NULL;
 
 	if (may_supplement())
+	{
 		supplement = pyr_copy_ask(origin->schema);
+		if (supplement == NULL && pyr_verify_is_due())
+			supplement = pyr_verify_ask(origin->schema, origin->encoding);
+	}
 	asked_request = pyr_status_wait_requested();
 	asked_at = GetCurrentTimestamp();
 	pyr_window_fetch_start(next_window, origin, from, linger_ms, supplement);
@@ -379,7 +384,8 @@ finish_fetch(PyrWindow *fetched)
 	PG_END_TRY();
 	if (error == NULL)
 		return alive;
-	pyr_copy_refused(pyr_window_supplement(fetched), error);
+	pyr_window_supplement(fetched)->refused(pyr_window_supplement(fetched),
+											error);
 	pyr_window_fetch_start(fetched, origin, position.snapshot, 0, NULL);
 	return pyr_window_fetch_finish(fetched);
 }
@@ -421,7 +427,8 @@ apply_window(void)
 	bool		is_ahead = !pyr_window_is_complete(window);
 
 	if (supplement != NULL)
-		is_ahead = pyr_copy_look_ahead(supplement);
+		is_ahead = supplement->look_ahead != NULL &&
+			supplement->look_ahead(supplement);
 	if (is_ahead && !is_confirm_time())
 		ask_for_window(pyr_window_snapshot(window), 0);
 
@@ -531,6 +538,7 @@ sleep_announced(void)
 	{
 		long		left_ms = TimestampDifferenceMilliseconds(GetCurrentTimestamp(), until);
 		long		copy_due_ms = pyr_tables_due_ms();
+		long		verify_due_ms = pyr_verify_due_ms();
 		int			events;
 
 		show(PYR_STATE_WAITING, STATE_IDLE, "waiting for NOTIFY");
@@ -547,12 +555,14 @@ sleep_announced(void)
 		}
 		if (pyr_status_wait_pending())
 			return true;
-		if (pyr_copy_is_due())
+		if (pyr_copy_is_due() || pyr_verify_is_due())
 			return true;
 		if (is_confirm_due)
 			left_ms = Min(left_ms, Max(confirm_due_ms(), 1));
 		if (copy_due_ms >= 0)
 			left_ms = Min(left_ms, Max(copy_due_ms, 1));
+		if (verify_due_ms >= 0)
+			left_ms = Min(left_ms, Max(verify_due_ms, 1));
 		if (has_prepared)
 			left_ms = Min(left_ms, PREPARED_POLL_MS);
 
@@ -626,7 +636,7 @@ work(void)
 	}
 	if (!look())
 		return false;
-	is_behind = !is_in_step || pyr_copy_is_due() ||
+	is_behind = !is_in_step || pyr_copy_is_due() || pyr_verify_is_due() ||
 		pyr_window_fetch_is_under_way();
 	if (found_looks > 0 || is_behind)
 		return pace(is_behind);

@@ -1,0 +1,277 @@
+/*-------------------------------------------------------------------------
+ *
+ * layout.c
+ *	  What master and slave have to know of a table to exchange its rows: the
+ *	  key and the columns, by what the master says and what is here.
+ *
+ * The slave has to compare keys as the master sorts them, to tell what belongs
+ * to a range of them.  Both describe in words how a key column is sorted
+ * (py_log_order in the SQL script); if the words differ, or there are none, keys
+ * cannot be compared and the table has just one range.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "access/table.h"
+#include "catalog/namespace.h"
+#include "catalog/pg_type.h"
+#include "common/values.h"
+#include "executor/spi.h"
+#include "slave/layout.h"
+#include "slave/local.h"
+#include "utils/array.h"
+#include "utils/builtins.h"
+#include "utils/lsyscache.h"
+#include "utils/memutils.h"
+#include "utils/rel.h"
+
+/* columns of what the master says of a table */
+#define NDESCRIBED		5
+
+/*
+ * Asks the master for a description of the table: one row, or none if it has no
+ * log trigger.
+ */
+char *
+pyr_layout_sql(const char *schema, PyrTable *table)
+{
+	return psprintf("SELECT key, key_types, key_orders, columns, types::text[] FROM %s.py_log_describe(%s, %s);",
+					schema,
+					quote_literal_cstr(NameStr(table->name.schema)),
+					quote_literal_cstr(NameStr(table->name.table)));
+}
+
+/*
+ * Appends the key as a row of its columns, or of these constants.
+ */
+void
+pyr_layout_append_key(StringInfo sql, PyrLayout *of, char **constants)
+{
+	appendStringInfoChar(sql, '(');
+	for (int i = 0; i < of->nkey; i++)
+	{
+		if (i > 0)
+			appendStringInfoString(sql, ", ");
+		if (constants != NULL)
+			appendStringInfo(sql, "%s::%s", quote_literal_cstr(constants[i]),
+							 of->key_types[i]);
+		else
+			appendStringInfoString(sql, quote_identifier(of->key[i]));
+	}
+	appendStringInfoChar(sql, ')');
+}
+
+/*
+ * Appends a condition for keys in the range; NULL: it has no such end.
+ */
+void
+pyr_layout_append_range(StringInfo sql, PyrLayout *layout, char **after, char **upto)
+{
+	const char *word = " WHERE ";
+
+	if (after != NULL)
+	{
+		appendStringInfoString(sql, word);
+		pyr_layout_append_key(sql, layout, NULL);
+		appendStringInfoString(sql, " > ");
+		pyr_layout_append_key(sql, layout, after);
+		word = " AND ";
+	}
+	if (upto != NULL)
+	{
+		appendStringInfoString(sql, word);
+		pyr_layout_append_key(sql, layout, NULL);
+		appendStringInfoString(sql, " <= ");
+		pyr_layout_append_key(sql, layout, upto);
+	}
+}
+
+/*
+ * An array in text form to strings; NULL elements are NULL pointers.
+ */
+char **
+pyr_layout_split(const char *array_text, int *n)
+{
+	Oid			input;
+	Oid			ioparam;
+	Datum		array;
+	Datum	   *elements;
+	bool	   *isnull;
+	char	  **strings;
+
+	*n = 0;
+	if (array_text == NULL)
+		return NULL;
+	getTypeInputInfo(TEXTARRAYOID, &input, &ioparam);
+	array = OidInputFunctionCall(input, unconstify(char *, array_text), ioparam, -1);
+	deconstruct_array(DatumGetArrayTypeP(array), TEXTOID, -1, false,
+					  TYPALIGN_INT, &elements, &isnull, n);
+	strings = palloc((*n + 1) * sizeof(char *));
+	for (int i = 0; i < *n; i++)
+		strings[i] = isnull[i] ? NULL : TextDatumGetCString(elements[i]);
+	return strings;
+}
+
+static Oid
+find_relation(PyrTable *table)
+{
+	Oid			namespace = get_namespace_oid(NameStr(table->name.schema), true);
+	Oid			relid = InvalidOid;
+
+	if (OidIsValid(namespace))
+		relid = get_relname_relid(NameStr(table->name.table), namespace);
+	if (!OidIsValid(relid))
+		ereport(ERROR,
+				(errcode(ERRCODE_UNDEFINED_TABLE),
+				 errmsg("table \"%s.%s\" does not exist on the slave",
+						NameStr(table->name.schema), NameStr(table->name.table)),
+				 errhint("Create it here as the master has it (pg_dump --schema-only); it will then be copied.")));
+	return relid;
+}
+
+/*
+ * Whether key column i sorts here as it does on the master.
+ */
+static bool
+sorts_alike(Form_pg_attribute att, const char *order)
+{
+	Oid			types[2] = {OIDOID, OIDOID};
+	Datum		values[2] = {
+		ObjectIdGetDatum(att->atttypid), ObjectIdGetDatum(att->attcollation)
+	};
+	MemoryContext context = CurrentMemoryContext;
+	char	   *here;
+
+	if (order == NULL)
+		return false;
+	if (SPI_execute_with_args(psprintf("SELECT %s.py_log_order($1, $2)",
+									   pyr_local_schema()),
+							  2, types, values, NULL, true, 1) != SPI_OK_SELECT ||
+		SPI_processed != 1)
+		elog(ERROR, "could not look up how values are sorted");
+	here = SPI_getvalue(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1);
+	MemoryContextSwitchTo(context); /* SPI leaves its own current */
+	return here != NULL && strcmp(here, order) == 0;
+}
+
+static Form_pg_attribute
+find_attribute(PyrTable *table, TupleDesc desc, const char *name)
+{
+	for (int i = 0; i < desc->natts; i++)
+	{
+		Form_pg_attribute att = TupleDescAttr(desc, i);
+
+		if (!att->attisdropped && strcmp(NameStr(att->attname), name) == 0)
+			return att;
+	}
+	ereport(ERROR,
+			(errcode(ERRCODE_UNDEFINED_COLUMN),
+			 errmsg("column \"%s\" of the master's table \"%s.%s\" does not exist on the slave",
+					name, NameStr(table->name.schema), NameStr(table->name.table)),
+			 errhint("Add the column to the slave's table.")));
+	return NULL;
+}
+
+/*
+ * Compares what the master says of the table with what is here.
+ */
+static void
+fill_layout(PyrLayout *of, char **row)
+{
+	Relation	rel = table_open(of->relid, AccessShareLock);
+	TupleDesc	desc = RelationGetDescr(rel);
+	int			ncolumns;
+	int			n;
+	char	  **orders;
+	char	  **columns;
+	char	  **types;
+
+	of->owner = rel->rd_rel->relowner;
+	of->key = pyr_layout_split(row[0], &of->nkey);
+	of->key_types = pyr_layout_split(row[1], &n);
+	orders = pyr_layout_split(row[2], &n);
+	columns = pyr_layout_split(row[3], &ncolumns);
+	types = pyr_layout_split(row[4], &n);
+
+	of->is_sorted = of->nkey > 0;
+	of->key_attnums = palloc((of->nkey + 1) * sizeof(AttrNumber));
+	for (int i = 0; i < of->nkey; i++)
+	{
+		Form_pg_attribute att = find_attribute(of->table, desc, of->key[i]);
+
+		of->key_attnums[i] = att->attnum;
+		of->is_sorted = of->is_sorted && sorts_alike(att, orders[i]);
+	}
+
+	of->is_binary = true;
+	for (int i = 0; i < ncolumns; i++)
+	{
+		Form_pg_attribute att = find_attribute(of->table, desc, columns[i]);
+		Oid			type = (Oid) strtoul(types[i], NULL, 10);
+
+		if (att->attgenerated != '\0')
+			continue;
+		of->columns = lappend(of->columns, columns[i]);
+		if (att->atttypid != type || pyr_wire_of_type(type) == PYR_WIRE_TEXT)
+			of->is_binary = false;
+	}
+	table_close(rel, NoLock);
+}
+
+static char *
+join_row(char **row)
+{
+	StringInfoData joined;
+
+	initStringInfo(&joined);
+	for (int i = 0; i < NDESCRIBED; i++)
+		appendStringInfo(&joined, "%s\n", row[i] ? row[i] : "");
+	return joined.data;
+}
+
+/*
+ * The table's layout, by the master's description.  Needs SPI.
+ */
+PyrLayout *
+pyr_layout_create(PyrTable *table, char **row)
+{
+	MemoryContext context = AllocSetContextCreate(TopMemoryContext,
+												  "pyreplica layout",
+												  ALLOCSET_SMALL_SIZES);
+	MemoryContext oldcontext = MemoryContextSwitchTo(context);
+	PyrLayout  *layout = palloc0(sizeof(PyrLayout));
+
+	PG_TRY();
+	{
+		layout->context = context;
+		layout->table = table;
+		layout->described = join_row(row);
+		layout->relid = find_relation(table);
+		fill_layout(layout, row);
+	}
+	PG_CATCH();
+	{
+		MemoryContextSwitchTo(oldcontext);
+		MemoryContextDelete(context);
+		PG_RE_THROW();
+	}
+	PG_END_TRY();
+	MemoryContextSwitchTo(oldcontext);
+	return layout;
+}
+
+void
+pyr_layout_free(PyrLayout *layout)
+{
+	MemoryContextDelete(layout->context);
+}
+
+/*
+ * Whether the master still describes the table like that.
+ */
+bool
+pyr_layout_is_same(PyrLayout *layout, char **row)
+{
+	return strcmp(join_row(row), layout->described) == 0;
+}

@@ -1,0 +1,43 @@
+/*-------------------------------------------------------------------------
+ *
+ * layout.h
+ *	  What master and slave have to know of a table to exchange its rows.
+ *
+ *-------------------------------------------------------------------------
+ */
+#ifndef PYR_LAYOUT_H
+#define PYR_LAYOUT_H
+
+#include "access/attnum.h"
+#include "lib/stringinfo.h"
+#include "slave/tables.h"
+
+typedef struct PyrLayout
+{
+	MemoryContext context;
+	PyrTable   *table;
+	char	   *described;		/* what the master said of it */
+	Oid			relid;			/* here */
+	Oid			owner;
+	int			nkey;
+	char	  **key;
+	char	  **key_types;
+	AttrNumber *key_attnums;	/* here */
+	List	   *columns;		/* names, of those that have values on both sides
+								 * and are not computed here */
+	bool		is_sorted;		/* keys compare here as on the master */
+	bool		is_binary;		/* all columns have a type here that is written
+								 * as on the master */
+} PyrLayout;
+
+extern char *pyr_layout_sql(const char *schema, PyrTable *table);
+extern PyrLayout *pyr_layout_create(PyrTable *table, char **row);
+extern bool pyr_layout_is_same(PyrLayout *layout, char **row);
+extern void pyr_layout_append_key(StringInfo sql, PyrLayout *of,
+								  char **constants);
+extern void pyr_layout_append_range(StringInfo sql, PyrLayout *of,
+									char **after, char **upto);
+extern char **pyr_layout_split(const char *array_text, int *n);
+extern void pyr_layout_free(PyrLayout *layout);
+
+#endif							/* PYR_LAYOUT_H */

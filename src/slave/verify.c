@@ -1,0 +1,577 @@
+/*-------------------------------------------------------------------------
+ *
+ * verify.c
+ *	  Compares the rows of master and slave, range by range.
+ *
+ * A range of keys is looked at on the master in the transaction whose snapshot a
+ * window ends at, and here after the window's changes, before they are
+ * committed.  So both sides are seen at one and the same instant, without any
+ * lock, while the master is busy.
+ *
+ * At first only the number of rows and the sum of their hashes is compared.  If
+ * they differ, the range is looked at again, then with all keys, to find the rows;
+ * and if they are to be repaired, a third time, to write the master's rows over
+ * ours.
+ *
+ * A row is hashed as the text of its columns, made under the same settings on
+ * both sides, so its columns may be laid out in another order.
+ *
+ * Users ask for it with pyreplica_verify (status.c); besides, all tables are
+ * verified every pyreplica.verify_interval.  Then there are pauses, so that it
+ * takes a small share of the time.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "access/xact.h"
+#include "catalog/pg_type.h"
+#include "common/config.h"
+#include "executor/spi.h"
+#include "mb/pg_wchar.h"
+#include "slave/copy.h"
+#include "slave/layout.h"
+#include "slave/local.h"
+#include "slave/status.h"
+#include "slave/tables.h"
+#include "slave/verify.h"
+#include "utils/array.h"
+#include "utils/builtins.h"
+#include "utils/guc.h"
+#include "utils/memutils.h"
+#include "utils/resowner.h"
+#include "utils/timestamp.h"
+
+/* a range should take so long to be looked at here */
+#define RANGE_MS		50
+#define RANGE_ROWS_FIRST 2000
+#define RANGE_ROWS_MIN	100
+#define RANGE_ROWS_MAX	200000
+
+/* without anybody waiting for it, so much of the time is spent on it */
+#define BACKGROUND_SHARE 0.04
+
+/* more differences of a table than these are only counted */
+#define DIFFERENCES_MAX	10000
+
+typedef enum Phase
+{
+	PHASE_DESCRIBE,				/* what the table looks like */
+	PHASE_DIGEST,				/* a range, as number and sum */
+	PHASE_KEYS,					/* its rows, each with its hash */
+	PHASE_REPAIR				/* its rows as they are */
+} Phase;
+
+/* a run over some tables */
+typedef struct Run
+{
+	MemoryContext context;
+	uint64		request;		/* of a user; 0: in the background */
+	int64		number;			/* in pyreplica_difference */
+	bool		repairs;
+	List	   *tables;			/* PyrTable, those to come; the first is looked at */
+	TimestampTz began_at;
+
+	/* of the table that is looked at */
+	PyrLayout  *layout;			/* NULL: not known yet */
+	Phase		phase;
+	int64		range_rows;
+	char	  **after;			/* the range comes after this key; NULL: first */
+	char	  **upto;			/* and ends here; NULL: with the table */
+	int64		differences;
+} Run;
+
+static Run *run = NULL;
+static TimestampTz next_range_at = 0;	/* not before */
+static TimestampTz last_run_at = 0;
+static TimestampTz asked_at;
+static int	master_encoding;
+
+static void
+end_run(const char *error)
+{
+	if (run == NULL)
+		return;
+	if (run->request != 0)
+		pyr_status_verify_served(run->request, error);
+	else
+		last_run_at = run->began_at;
+	if (run->layout != NULL)
+		pyr_layout_free(run->layout);
+	MemoryContextDelete(run->context);
+	run = NULL;
+	next_range_at = 0;
+}
+
+static void
+next_table(void)
+{
+	if (run->layout != NULL)
+		pyr_layout_free(run->layout);
+	run->layout = NULL;
+	run->tables = list_delete_first(run->tables);
+	run->phase = PHASE_DESCRIBE;
+	run->after = run->upto = NULL;
+	run->differences = 0;
+	if (run->tables == NIL)
+		end_run(NULL);
+}
+
+static Run *
+make_run(void)
+{
+	MemoryContext context = AllocSetContextCreate(TopMemoryContext,
+												  "pyreplica verify",
+												  ALLOCSET_SMALL_SIZES);
+	Run		   *made = MemoryContextAllocZero(context, sizeof(Run));
+
+	made->context = context;
+	made->phase = PHASE_DESCRIBE;
+	made->began_at = GetCurrentTimestamp();
+	made->number = made->began_at;
+	return made;
+}
+
+/*
+ * Begins what a user asks for, or what is due.
+ */
+static void
+begin_run(void)
+{
+	PyrVerifyRequest request;
+	uint64		number = pyr_status_verify_requested(&request);
+	MemoryContext oldcontext;
+
+	if (number == 0 &&
+		(verify_interval_s == 0 ||
+		 !TimestampDifferenceExceeds(last_run_at, GetCurrentTimestamp(),
+									 verify_interval_s * 1000)))
+		return;
+	run = make_run();
+	oldcontext = MemoryContextSwitchTo(run->context);
+	run->tables = pyr_tables_ready(number != 0 ? request.schema : "",
+								   number != 0 ? request.table : "");
+	MemoryContextSwitchTo(oldcontext);
+	if (number != 0)
+	{
+		run->request = number;
+		run->number = request.run;
+		run->repairs = request.repairs;
+	}
+	if (run->tables != NIL)
+		return;
+	end_run(number != 0 && request.table[0] != '\0'
+			? "the table is not replicated, or not ready" : NULL);
+}
+
+/*
+ * Whether there is a range to look at now.
+ */
+bool
+pyr_verify_is_due(void)
+{
+	if (run == NULL)
+		begin_run();
+	return run != NULL && next_range_at <= GetCurrentTimestamp();
+}
+
+/*
+ * In how many ms there is something to do; -1: nobody can tell.
+ */
+long
+pyr_verify_due_ms(void)
+{
+	TimestampTz now = GetCurrentTimestamp();
+
+	if (run != NULL)
+		return TimestampDifferenceMilliseconds(now, next_range_at);
+	if (verify_interval_s == 0)
+		return -1;
+	return TimestampDifferenceMilliseconds(now,
+										   TimestampTzPlusMilliseconds(last_run_at,
+																	   verify_interval_s * INT64CONST(1000)));
+}
+
+/*
+ * A row's hash, as SQL, the same on both sides.
+ */
+static void
+append_hash(StringInfo sql)
+{
+	ListCell   *cell;
+	const char *comma = "";
+	bool		is_converted = master_encoding != GetDatabaseEncoding();
+
+	appendStringInfoString(sql, is_converted
+						   ? "hashtextextended(encode(convert_to(ROW(" : "hashtextextended((ROW(");
+	foreach(cell, run->layout->columns)
+	{
+		appendStringInfo(sql, "%s%s", comma, quote_identifier(lfirst(cell)));
+		comma = ", ";
+	}
+	appendStringInfoString(sql, is_converted
+						   ? ")::text, 'UTF8'), 'hex') COLLATE \"C\", 0)" : ")::text) COLLATE \"C\", 0)");
+}
+
+/*
+ * The key as an array of texts.
+ */
+static void
+append_key_array(StringInfo sql)
+{
+	appendStringInfoString(sql, "ARRAY[");
+	for (int i = 0; i < run->layout->nkey; i++)
+		appendStringInfo(sql, "%s%s::text", i > 0 ? ", " : "",
+						 quote_identifier(run->layout->key[i]));
+	appendStringInfoString(sql, "]::text");
+}
+
+static void
+append_order(StringInfo sql, const char *direction)
+{
+	appendStringInfoString(sql, " ORDER BY ");
+	for (int i = 0; i < run->layout->nkey; i++)
+		appendStringInfo(sql, "%s%s%s", i > 0 ? ", " : "",
+						 quote_identifier(run->layout->key[i]), direction);
+}
+
+/*
+ * Number and sum of the master's rows after a key, and the key of the last one.
+ */
+static void
+append_digest_of_master(StringInfo sql)
+{
+	ListCell   *cell;
+	const char *comma = "";
+
+	appendStringInfoString(sql, "WITH q AS MATERIALIZED (SELECT ");
+	foreach(cell, run->layout->columns)
+	{
+		appendStringInfo(sql, "%s%s", comma, quote_identifier(lfirst(cell)));
+		comma = ", ";
+	}
+	appendStringInfo(sql, " FROM ONLY %s",
+					 pyr_table_qualified(run->layout->table));
+	pyr_layout_append_range(sql, run->layout, run->after, NULL);
+	if (run->layout->is_sorted)
+	{
+		append_order(sql, "");
+		appendStringInfo(sql, " LIMIT " INT64_FORMAT, run->range_rows);
+	}
+	appendStringInfoString(sql, ") SELECT (SELECT count(*) FROM q), (SELECT coalesce(sum(");
+	append_hash(sql);
+	appendStringInfoString(sql, "), 0) FROM q)");
+	if (run->layout->is_sorted)
+	{
+		appendStringInfoString(sql, ", (SELECT ");
+		append_key_array(sql);
+		appendStringInfoString(sql, " FROM q");
+		append_order(sql, " DESC");
+		appendStringInfoString(sql, " LIMIT 1)");
+	}
+	else
+		appendStringInfoString(sql, ", NULL");
+}
+
+static void
+append_digest_of_slave(StringInfo sql)
+{
+	appendStringInfoString(sql, "SELECT count(*), coalesce(sum(");
+	append_hash(sql);
+	appendStringInfo(sql, "), 0) FROM %s",
+					 pyr_table_qualified(run->layout->table));
+	pyr_layout_append_range(sql, run->layout, run->after, run->upto);
+}
+
+static void
+append_keys(StringInfo sql, const char *only)
+{
+	appendStringInfoString(sql, "SELECT ");
+	append_key_array(sql);
+	appendStringInfoString(sql, " AS k, ");
+	append_hash(sql);
+	appendStringInfo(sql, " AS h FROM %s%s", only,
+					 pyr_table_qualified(run->layout->table));
+	pyr_layout_append_range(sql, run->layout, run->after, run->upto);
+}
+
+/*
+ * Goes on behind the range.
+ */
+static void
+advance(void)
+{
+	run->phase = PHASE_DIGEST;
+	run->after = run->upto;
+	run->upto = NULL;
+	if (run->after != NULL)
+		return;
+	pyr_table_verified(run->layout->table, run->differences);
+	next_table();
+}
+
+/*
+ * Settings that text depends on, as the master's session has them.
+ */
+static int
+pin_settings(void)
+{
+	int			level = NewGUCNestLevel();
+
+	(void) set_config_option("timezone", "UTC", PGC_USERSET, PGC_S_SESSION,
+							 GUC_ACTION_SAVE, true, 0, false);
+	(void) set_config_option("bytea_output", "hex", PGC_USERSET, PGC_S_SESSION,
+							 GUC_ACTION_SAVE, true, 0, false);
+	return level;
+}
+
+static void
+compare_digests(char **master)
+{
+	StringInfoData sql;
+	int			level = pin_settings();
+	MemoryContext context = CurrentMemoryContext;
+	int64		count = strtoll(master[0], NULL, 10);
+	bool		is_last = !run->layout->is_sorted || count < run->range_rows;
+	TimestampTz begin = GetCurrentTimestamp();
+	bool		is_same;
+	double		factor;
+	int			n;
+
+	MemoryContextSwitchTo(run->layout->context);
+	run->upto = is_last ? NULL : pyr_layout_split(master[2], &n);
+	MemoryContextSwitchTo(context);
+
+	initStringInfo(&sql);
+	append_digest_of_slave(&sql);
+	if (SPI_execute(sql.data, false, 1) != SPI_OK_SELECT || SPI_processed != 1)
+		elog(ERROR, "could not look at the slave's rows");
+	AtEOXact_GUC(false, level);
+	is_same = strcmp(master[0], SPI_getvalue(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1)) == 0 &&
+		strcmp(master[1], SPI_getvalue(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 2)) == 0;
+
+	factor = (double) RANGE_MS / Max(TimestampDifferenceMilliseconds(begin, GetCurrentTimestamp()), 1);
+	factor = Max(Min(factor, 4.0), 0.25);
+	if (!is_last)
+		run->range_rows = Max(Min((int64) (count * factor), RANGE_ROWS_MAX),
+							  RANGE_ROWS_MIN);
+	if (is_same)
+		advance();
+	else
+		run->phase = PHASE_KEYS;
+}
+
+/*
+ * Finds the rows that differ, and writes them down.
+ */
+static void
+compare_keys(List *rows)
+{
+	int			n = 0;
+	Datum	   *keys = palloc((list_length(rows) + 1) * sizeof(Datum));
+	Datum	   *hashes = palloc((list_length(rows) + 1) * sizeof(Datum));
+	Oid			types[8] = {
+		TEXTARRAYOID, TEXTARRAYOID, INT8OID, TEXTOID, TEXTOID, TEXTOID, BOOLOID, INT8OID
+	};
+	Datum		values[8];
+	StringInfoData sql;
+	ListCell   *cell;
+	PyrTable   *table = run->layout->table;
+	int			level;
+	uint64		found;
+
+	foreach(cell, rows)
+	{
+		char	  **row = lfirst(cell);
+
+		keys[n] = CStringGetTextDatum(row[0]);
+		hashes[n++] = CStringGetTextDatum(row[1]);
+	}
+	values[0] = PointerGetDatum(construct_array(keys, n, TEXTOID, -1, false, TYPALIGN_INT));
+	values[1] = PointerGetDatum(construct_array(hashes, n, TEXTOID, -1, false, TYPALIGN_INT));
+	values[2] = Int64GetDatum(run->number);
+	values[3] = CStringGetTextDatum(pyr_local_replica());
+	values[4] = CStringGetTextDatum(NameStr(table->name.schema));
+	values[5] = CStringGetTextDatum(NameStr(table->name.table));
+	values[6] = BoolGetDatum(run->repairs);
+	values[7] = Int64GetDatum(Max(DIFFERENCES_MAX - run->differences, 0));
+
+	initStringInfo(&sql);
+	appendStringInfo(&sql, "WITH d AS MATERIALIZED (SELECT coalesce(m.k, s.k)::text[] AS k,"
+					 " CASE WHEN s.k IS NULL THEN 'missing' WHEN m.k IS NULL THEN 'extra' ELSE 'differs' END AS problem"
+					 " FROM unnest($1, $2) AS m (k, h) FULL JOIN (");
+	append_keys(&sql, "");
+	appendStringInfo(&sql, ") s ON m.k = s.k WHERE m.h::bigint IS DISTINCT FROM s.h),"
+					 " i AS (INSERT INTO %s.pyreplica_difference (run, replica, schemaname, tablename, key, problem, repaired)"
+					 " SELECT $3, $4, $5, $6, k, problem, $7 FROM d LIMIT $8)"
+					 " SELECT count(*) FROM d", pyr_local_schema());
+	level = pin_settings();
+	if (SPI_execute_with_args(sql.data, 8, types, values, NULL, false, 0) != SPI_OK_SELECT)
+		elog(ERROR, "could not compare the rows");
+	AtEOXact_GUC(false, level);
+	found = strtou64(SPI_getvalue(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1), NULL, 10);
+	run->differences += found;
+	if (found > 0)
+		ereport(LOG,
+				(errmsg("pyreplica %s: " UINT64_FORMAT " rows of table \"%s.%s\" differ from the master's",
+						pyr_local_replica(), found,
+						NameStr(table->name.schema), NameStr(table->name.table)),
+				 errdetail("See pyreplica_difference, run " INT64_FORMAT ".",
+						   run->number),
+				 run->repairs ? 0 : errhint("SELECT pyreplica_verify(%s, repair => true) takes the master's.",
+											quote_literal_cstr(pyr_table_qualified(table))),
+				 errhidestmt(true), errhidecontext(true)));
+	if (found > 0 && run->repairs)
+		run->phase = PHASE_REPAIR;
+	else
+		advance();
+}
+
+static void
+apply_phase(PyrSupplement *supplement, void (*between) (void))
+{
+	PyrTable   *table = linitial(run->tables);
+	List	   *rows = supplement->rows;
+
+	/* the first row is the description, which must not have changed */
+	if (rows == NIL || table->state != PYR_TABLE_READY)
+	{
+		next_table();
+		return;
+	}
+	if (run->layout != NULL && !pyr_layout_is_same(run->layout, linitial(rows)))
+	{
+		pyr_layout_free(run->layout);
+		run->layout = NULL;
+		run->phase = PHASE_DESCRIBE;
+		run->after = run->upto = NULL;
+	}
+
+	switch (run->phase)
+	{
+		case PHASE_DESCRIBE:
+			run->layout = pyr_layout_create(table, linitial(rows));
+			run->range_rows = RANGE_ROWS_FIRST;
+			run->phase = PHASE_DIGEST;
+			break;
+		case PHASE_DIGEST:
+			compare_digests(lsecond(rows));
+			break;
+		case PHASE_KEYS:
+			compare_keys(list_delete_first(list_copy(rows)));
+			break;
+		case PHASE_REPAIR:
+			pyr_copy_range(run->layout, supplement, true, run->after, run->upto,
+						   between);
+			advance();
+			break;
+	}
+}
+
+/*
+ * The run cannot go on.
+ */
+static void
+fail(ErrorData *error)
+{
+	PyrTable   *table = linitial(run->tables);
+
+	ereport(LOG,
+			(errmsg("pyreplica %s: could not verify table \"%s.%s\": %s",
+					pyr_local_replica(), NameStr(table->name.schema),
+					NameStr(table->name.table), error->message),
+			 errhidestmt(true), errhidecontext(true)));
+	if (run->request != 0)
+		end_run(error->message);
+	else
+		next_table();
+}
+
+static void
+apply(PyrSupplement *supplement, void (*between) (void))
+{
+	MemoryContext context = CurrentMemoryContext;
+	ResourceOwner owner = CurrentResourceOwner;
+	ErrorData  *volatile error = NULL;
+	bool		is_background;
+	long		ms;
+
+	if (run == NULL || supplement->what != run)
+		return;
+	is_background = run->request == 0;
+	BeginInternalSubTransaction(NULL);
+	MemoryContextSwitchTo(context);
+	PG_TRY();
+	{
+		apply_phase(supplement, between);
+		ReleaseCurrentSubTransaction();
+	}
+	PG_CATCH();
+	{
+		MemoryContextSwitchTo(context);
+		error = CopyErrorData();
+		if (pyr_is_of_the_system(error->sqlerrcode))
+			PG_RE_THROW();
+		FlushErrorState();
+		RollbackAndReleaseCurrentSubTransaction();
+	}
+	PG_END_TRY();
+	MemoryContextSwitchTo(context);
+	CurrentResourceOwner = owner;
+	if (error != NULL && run != NULL)
+		fail(error);
+
+	ms = TimestampDifferenceMilliseconds(asked_at, GetCurrentTimestamp());
+	if (is_background && run != NULL)
+		next_range_at = TimestampTzPlusMilliseconds(GetCurrentTimestamp(),
+													(int64) (Max(ms, 1) / BACKGROUND_SHARE));
+}
+
+static void
+refused(PyrSupplement *supplement, ErrorData *error)
+{
+	if (run == NULL || supplement->what != run ||
+		pyr_is_of_the_system(error->sqlerrcode))
+		ReThrowError(error);
+	fail(error);
+}
+
+/*
+ * What is to be asked for with the next window, from a master with that
+ * encoding.
+ */
+PyrSupplement *
+pyr_verify_ask(const char *schema, int encoding)
+{
+	PyrSupplement *supplement;
+	MemoryContext oldcontext;
+	StringInfoData sql;
+
+	master_encoding = encoding;
+	asked_at = GetCurrentTimestamp();
+	supplement = pyr_supplement_create();
+	oldcontext = MemoryContextSwitchTo(supplement->context);
+	supplement->what = run;
+	supplement->apply = apply;
+	supplement->refused = refused;
+	initStringInfo(&sql);
+	appendStringInfoString(&sql, pyr_layout_sql(schema, linitial(run->tables)));
+	switch (run->phase)
+	{
+		case PHASE_DESCRIBE:
+			break;
+		case PHASE_DIGEST:
+			append_digest_of_master(&sql);
+			break;
+		case PHASE_KEYS:
+			append_keys(&sql, "ONLY ");
+			break;
+		case PHASE_REPAIR:
+			pyr_copy_append_sql(&sql, run->layout, run->after, run->upto,
+								PG_INT64_MAX);
+			break;
+	}
+	supplement->sql = sql.data;
+	MemoryContextSwitchTo(oldcontext);
+	return supplement;
+}

@@ -1,0 +1,17 @@
+/*-------------------------------------------------------------------------
+ *
+ * verify.h
+ *	  Compares the rows of master and slave, range by range.
+ *
+ *-------------------------------------------------------------------------
+ */
+#ifndef PYR_VERIFY_H
+#define PYR_VERIFY_H
+
+#include "slave/fetch.h"
+
+extern bool pyr_verify_is_due(void);
+extern long pyr_verify_due_ms(void);
+extern PyrSupplement *pyr_verify_ask(const char *schema, int encoding);
+
+#endif							/* PYR_VERIFY_H */
