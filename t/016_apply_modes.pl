@@ -797,7 +797,7 @@ INSERT INTO public.passing (id, a) VALUES ('1', 'one')
 UPDATE public.passing SET a='one1' WHERE id='1'
 UPDATE public.passing SET a='one12' WHERE id='1'
 UPDATE public.passing SET a='one123' WHERE id='1'
-UPDATE public.passing SET id='2' WHERE id='1'
+UPDATE public.passing SET id='2', a='one123' WHERE id='1'
 DELETE FROM public.passing WHERE id='2'
 LOG
 	'each change is logged, and not what they come to');

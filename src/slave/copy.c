@@ -776,6 +776,31 @@ derive(PyrBinding *binding)
 }
 
 /*
+ * The values in another order; their bytes, too, as those of a change lie in one
+ * piece, in its order.
+ */
+static PyrValue *
+rearrange(const PyrValue *values, const int *from, int n)
+{
+	PyrValue   *rearranged = palloc(n * sizeof(PyrValue));
+	Size		len = 0;
+	char	   *p;
+
+	for (int i = 0; i < n; i++)
+		len += Max(values[from[i]].len, 0);
+	p = MemoryContextAllocHuge(CurrentMemoryContext, len + 1);
+	for (int i = 0; i < n; i++)
+	{
+		rearranged[i] = (PyrValue) {p, values[from[i]].len};
+		if (rearranged[i].len <= 0)
+			continue;
+		memcpy(p, values[from[i]].data, rearranged[i].len);
+		p += rearranged[i].len;
+	}
+	return rearranged;
+}
+
+/*
  * What becomes of a change; if it is to be another one, that is "other".  Needs
  * SPI.
  */
@@ -814,8 +839,7 @@ pyr_copy_admit(PyrTable *table, PyrChange *change, int encoding,
 		return PYR_AS_DELETE;
 	}
 	other->shape = &derived->insert;
-	other->values = palloc((derived->insert.nkey + derived->insert.nset) * sizeof(PyrValue));
-	for (int i = 0; i < derived->insert.nkey + derived->insert.nset; i++)
-		other->values[i] = change->values[derived->from[i]];
+	other->values = rearrange(change->values, derived->from,
+							  derived->insert.nkey + derived->insert.nset);
 	return PYR_AS_INSERT;
 }

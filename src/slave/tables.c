@@ -32,7 +32,7 @@
 #include "utils/memutils.h"
 #include "utils/timestamp.h"
 
-/* the list is read anew so often, if nothing tells us to */
+/* the list is read anew so often while there is work */
 #define LIST_INTERVAL_MS	10000
 
 #define RETRY_FIRST_MS		1000
@@ -355,12 +355,21 @@ pyr_tables_want_list(void)
 	is_list_wanted = true;
 }
 
+/*
+ * So it should if that was some time ago.
+ */
+void
+pyr_tables_refresh_list(void)
+{
+	if (TimestampDifferenceExceeds(listed_at, GetCurrentTimestamp(),
+								   LIST_INTERVAL_MS))
+		is_list_wanted = true;
+}
+
 bool
 pyr_tables_list_is_due(void)
 {
-	return is_list_wanted ||
-		TimestampDifferenceExceeds(listed_at, GetCurrentTimestamp(),
-								   LIST_INTERVAL_MS);
+	return is_list_wanted;
 }
 
 /*

@@ -57,6 +57,7 @@ extern PyrTable *pyr_tables_of_shape(PyrShape *shape);
 extern const char *pyr_tables_list_sql(const char *schema);
 extern void pyr_tables_take_list(List *rows);
 extern void pyr_tables_want_list(void);
+extern void pyr_tables_refresh_list(void);
 extern bool pyr_tables_list_is_due(void);
 extern PyrTable *pyr_tables_next(void);
 extern List *pyr_tables_ready(const char *schema, const char *tablename);

@@ -85,6 +85,10 @@ static Run *run = NULL;
 static TimestampTz next_range_at = 0;	/* not before */
 static TimestampTz last_run_at = 0;
 static TimestampTz asked_at;
+
+/* a request that is done, but whose transaction may not have committed yet */
+static uint64 done_request = 0;
+static char done_error[1024];
 static int	master_encoding;
 
 static void
@@ -93,7 +97,10 @@ end_run(const char *error)
 	if (run == NULL)
 		return;
 	if (run->request != 0)
-		pyr_status_verify_served(run->request, error);
+	{
+		done_request = run->request;
+		strlcpy(done_error, error ? error : "", sizeof(done_error));
+	}
 	else
 		last_run_at = run->began_at;
 	if (run->layout != NULL)
@@ -165,11 +172,25 @@ begin_run(void)
 }
 
 /*
+ * Tells who waits for what has been done; called between transactions.
+ */
+void
+pyr_verify_settle(void)
+{
+	if (done_request == 0)
+		return;
+	pyr_status_verify_served(done_request,
+							 done_error[0] != '\0' ? done_error : NULL);
+	done_request = 0;
+}
+
+/*
  * Whether there is a range to look at now.
  */
 bool
 pyr_verify_is_due(void)
 {
+	pyr_verify_settle();
 	if (run == NULL)
 		begin_run();
 	return run != NULL && next_range_at <= GetCurrentTimestamp();

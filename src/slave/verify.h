@@ -10,6 +10,7 @@
 
 #include "slave/fetch.h"
 
+extern void pyr_verify_settle(void);
 extern bool pyr_verify_is_due(void);
 extern long pyr_verify_due_ms(void);
 extern PyrSupplement *pyr_verify_ask(const char *schema, int encoding);

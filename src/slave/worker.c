@@ -56,9 +56,6 @@
 
 #define RETRY_FIRST_MS		500
 
-/* after so long of being behind, a table is copied nevertheless */
-#define SUPPLEMENT_WAIT_MS	30000
-
 /* the master hears of our position this often while there is work */
 #define CONFIRM_INTERVAL_MS	1000
 
@@ -100,7 +97,6 @@ static uint64 asked_request;		/* what the fetch under way serves */
 static TimestampTz asked_at;	/* and when it was sent */
 static uint64 tables_requested = UINT64_MAX;	/* as often it was looked at */
 static bool is_in_step = false; /* the last window reached to the present */
-static TimestampTz in_step_at = 0;	/* when one did last */
 static TimestampTz looked_at = 0;
 static double recent_transactions = 0;
 static double recent_seconds = 0;
@@ -265,6 +261,7 @@ connect_origin(void)
 							   GetDatabaseEncodingName()));
 		pyr_window_prepare(origin);
 		empty_looks = found_looks = 0;
+		is_in_step = false;
 		return;
 	}
 	if (error == NULL)
@@ -315,18 +312,6 @@ is_confirm_time(void)
 }
 
 /*
- * Whether the next window may have a supplement: it is fetched up to the
- * present, so we should not be far behind.
- */
-static bool
-may_supplement(void)
-{
-	return is_in_step ||
-		TimestampDifferenceExceeds(in_step_at, GetCurrentTimestamp(),
-								   SUPPLEMENT_WAIT_MS);
-}
-
-/*
  * Asks the master for the window that begins there.
  */
 static void
@@ -334,7 +319,8 @@ ask_for_window(const char *from, int linger_ms)
 {
 	PyrSupplement *supplement = NULL;
 
-	if (may_supplement())
+	/* one with a supplement reaches to the present, however far that is */
+	if (is_in_step)
 	{
 		supplement = pyr_copy_ask(origin->schema);
 		if (supplement == NULL && pyr_verify_is_due())
@@ -439,7 +425,8 @@ apply_window(void)
 									pyr_window_transactions(window)));
 	applied = pyr_apply_window(replica, window, origin->encoding, &position);
 	applied_up_to = XactLastCommitEnd;
-	is_confirm_due = true;
+	if (!pyr_window_is_empty(window))
+		is_confirm_due = true;
 	return applied;
 }
 
@@ -461,8 +448,6 @@ look(void)
 
 	update_rate(at, pyr_window_transactions(window));
 	is_in_step = pyr_window_is_complete(window);
-	if (is_in_step)
-		in_step_at = at;
 	if (pyr_window_is_empty(window) && pyr_window_supplement(window) == NULL)
 	{
 		pyr_position_advance(&position, pyr_window_snapshot(window),
@@ -480,6 +465,7 @@ look(void)
 		applied = apply_window();
 		empty_looks = 0;
 		found_looks++;
+		pyr_tables_refresh_list();
 	}
 	pyr_status_window(position.snapshot, applied.transactions, applied.rows,
 					  applied.conflicts, applied.fell_back);
@@ -551,6 +537,7 @@ sleep_announced(void)
 		if (left_ms <= 0)
 		{
 			log_line(DEBUG1, "Timeout ('keepalive')!");
+			pyr_tables_want_list();
 			return true;
 		}
 		if (pyr_status_wait_pending())
@@ -636,6 +623,7 @@ work(void)
 	}
 	if (!look())
 		return false;
+	pyr_verify_settle();
 	is_behind = !is_in_step || pyr_copy_is_due() || pyr_verify_is_due() ||
 		pyr_window_fetch_is_under_way();
 	if (found_looks > 0 || is_behind)
