@@ -10,6 +10,7 @@ no warnings 'experimental::signatures';
 use Bench::Cluster;
 use Bench::Load;
 use Bench::Markdown qw(section milliseconds);
+use Bench::Report::Copy;
 use Bench::Report::Drain;
 use Bench::Report::Growth;
 use Bench::Report::Latency;
@@ -26,6 +27,7 @@ use POSIX ();
 #   systems             list, see Bench::Rounds
 #   backlogs            the drains' name, title, changes
 #   drains, limits      lists, see Bench::Drain
+#   copies              list, see Bench::Copy
 #   growth              list, see Bench::Growth
 #   latencies           list, see Bench::Latency
 sub render ($results, $options)
@@ -36,6 +38,7 @@ sub render ($results, $options)
 		Bench::Report::Drain::rate_table($results, $options->{cold}),
 		Bench::Report::Drain::ratio_table($results),
 		Bench::Report::Drain::cpu_table($results),
+		Bench::Report::Copy::copy_table($results),
 		Bench::Report::Growth::backlog_table($results),
 		Bench::Report::Growth::tables_table($results),
 		Bench::Report::Latency::latency_table($results, $options),

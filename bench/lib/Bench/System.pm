@@ -14,6 +14,9 @@
 #   stop_daemons
 #   master_daemons     the processes of them that serve either side, running
 #   slave_daemons
+#   unfollow_tables    the tables are not replicated any more
+#   follow_tables      and are again, to be copied
+#   has_copied         whether so many tables have been
 #   log_bytes          bytes its log takes on the master, undef: it has none
 
 package Bench::System;

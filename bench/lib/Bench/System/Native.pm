@@ -48,6 +48,31 @@ sub setup_slave ($self)
 	return;
 }
 
+sub unfollow_tables ($self)
+{
+	$self->slave->do('DROP SUBSCRIPTION bench');
+	return;
+}
+
+sub follow_tables ($self)
+{
+	my $conninfo = $self->master->conninfo;
+	my %options = (copy_data => 'true', $self->own_settings);
+	my $options = join(', ', map { "$_ = $options{$_}" } sort keys %options);
+	$self->slave->do(
+		'TRUNCATE bench_heartbeat',
+		"CREATE SUBSCRIPTION bench CONNECTION '$conninfo'
+		 PUBLICATION bench WITH ($options)");
+	return;
+}
+
+sub has_copied ($self, $tables)
+{
+	return $self->slave->value(
+		q{SELECT count(*) = ? FROM pg_subscription_rel WHERE srsubstate = 'r'},
+		$tables);
+}
+
 sub pause_slave ($self)
 {
 	$self->slave->do('ALTER SUBSCRIPTION bench DISABLE');

@@ -29,6 +29,7 @@ sub slave_settings ($self, $master)
 {
 	return (
 		shared_preload_libraries => 'pyreplica',
+		'pyreplica.copy_data' => 'off',
 		'pyreplica.master_conninfo' => $master->conninfo);
 }
 
@@ -63,6 +64,35 @@ sub resume_slave ($self)
 {
 	$self->slave->reload_with('pyreplica.enabled' => undef);
 	return;
+}
+
+sub unfollow_tables ($self)
+{
+	$self->slave->reload_with('pyreplica.copy_data' => 'on');
+	$self->master->do(
+		map { "SELECT py_log_drop_tg('$_')" } @{ $self->{tables} });
+	wait_until(
+		'no table is followed',
+		30,
+		sub {
+			$self->slave->value('SELECT count(*) = 0 FROM pyreplica_tables');
+		});
+	return;
+}
+
+sub follow_tables ($self)
+{
+	$self->slave->do('TRUNCATE bench_heartbeat');
+	$self->master->do(
+		map { "SELECT py_log_create_tg('$_')" } @{ $self->{tables} });
+	return;
+}
+
+sub has_copied ($self, $tables)
+{
+	return $self->slave->value(
+		q{SELECT count(*) = ? FROM pyreplica_tables WHERE state = 'ready'},
+		$tables);
 }
 
 # The tables that entries go to inherit from replica_log.
