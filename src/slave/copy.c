@@ -633,7 +633,8 @@ typedef struct Bookmark
 {
 	MemoryContext context;
 	PyrTarget  *target;			/* whose parameter types they have */
-	int64		rows_copied;	/* when it was where it is */
+	uint64		serial;			/* of it; 0: not made yet */
+	uint64		nth;			/* of the table's bookmarks */
 	Datum	   *values;
 	FmgrInfo   *compare;
 	Oid		   *collations;
@@ -654,8 +655,8 @@ get_bookmark(PyrTable *table, PyrTarget *target)
 	MemoryContext oldcontext;
 	int			nkey = target->merge->nkey;
 
-	if (bookmark != NULL && bookmark->target == target &&
-		bookmark->rows_copied == table->rows_copied)
+	if (bookmark != NULL && bookmark->serial == target->serial &&
+		bookmark->nth == table->nth_bookmark)
 		return bookmark;
 	if (bookmark == NULL)
 	{
@@ -673,7 +674,7 @@ get_bookmark(PyrTable *table, PyrTarget *target)
 				 errhint("Run SELECT pyreplica_resync(%s).",
 						 quote_literal_cstr(pyr_table_qualified(table)))));
 
-	bookmark->target = NULL;
+	bookmark->serial = 0;
 	MemoryContextReset(bookmark->context);
 	oldcontext = MemoryContextSwitchTo(bookmark->context);
 	bookmark->values = palloc(nkey * sizeof(Datum));
@@ -695,7 +696,8 @@ get_bookmark(PyrTable *table, PyrTarget *target)
 	}
 	MemoryContextSwitchTo(oldcontext);
 	bookmark->target = target;
-	bookmark->rows_copied = table->rows_copied;
+	bookmark->serial = target->serial;
+	bookmark->nth = table->nth_bookmark;
 	return bookmark;
 }
 

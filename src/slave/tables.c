@@ -40,6 +40,7 @@
 static const char *replica_name;
 static HTAB *tables = NULL;
 static MemoryContext context;	/* of all that hangs on them */
+static uint64 nbookmarks = 0;	/* so many have been set */
 static int	nunfinished = 0;		/* those to be copied, or being copied */
 static bool is_list_wanted = true;
 static TimestampTz listed_at = 0;
@@ -120,6 +121,7 @@ pyr_table_set_bookmark(PyrTable *table, char **bookmark, int n)
 	for (int i = 0; i < n; i++)
 		table->bookmark[i] = pstrdup(bookmark[i]);
 	table->nbookmark = n;
+	table->nth_bookmark = ++nbookmarks;
 	MemoryContextSwitchTo(oldcontext);
 }
 

@@ -37,6 +37,7 @@ typedef struct PyrTable
 	Oid			trigger;		/* the log trigger on the master */
 	char	  **bookmark;		/* key of the last row copied; NULL: none is */
 	int			nbookmark;
+	uint64		nth_bookmark;	/* unlike that of any other, ever */
 	int64		rows_copied;
 	int64		rows_expected;
 	TimestampTz started_at;		/* 0: not yet */

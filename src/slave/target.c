@@ -77,6 +77,7 @@ typedef struct TableEntry
 static HTAB *tables = NULL;
 static List *all_targets = NIL;
 static bool has_invalid = false;
+static uint64 last_serial = 0;
 
 static void
 invalidate(List *targets)
@@ -478,6 +479,7 @@ create_target(Oid relid, PyrShape *shape)
 	PyrTarget  *target = MemoryContextAllocZero(context, sizeof(PyrTarget));
 
 	target->context = context;
+	target->serial = ++last_serial;
 	target->relid = relid;
 	all_targets = lappend(all_targets, target);
 

@@ -47,6 +47,7 @@ typedef struct PyrTarget
 {
 	MemoryContext context;
 	bool		valid;			/* cleared by invalidation */
+	uint64		serial;			/* unlike that of any other, ever */
 	Oid			relid;
 	Oid			owner;
 	char		relkind;
