@@ -330,6 +330,7 @@ AS $$
 $$;
 
 -- What a slave must know of a table to copy it; no row: it has no log trigger.
+-- A key can be divided into ranges only if no two rows have the same one.
 CREATE FUNCTION py_log_describe(schemaname text, tablename text,
 	OUT key text[], OUT key_types text[], OUT key_orders text[],
 	OUT columns text[], OUT types oid[])
@@ -341,7 +342,7 @@ AS $$
 		   (SELECT array_agg(format_type(a.atttypid, a.atttypmod) ORDER BY u.n)
 			  FROM unnest(k.key) WITH ORDINALITY AS u(name, n)
 			  JOIN pg_attribute a ON a.attrelid = c.oid AND a.attname = u.name AND NOT a.attisdropped),
-		   (SELECT array_agg(@extschema@.py_log_order(a.atttypid, a.attcollation) ORDER BY u.n)
+		   (SELECT array_agg(CASE WHEN k.is_unique THEN @extschema@.py_log_order(a.atttypid, a.attcollation) END ORDER BY u.n)
 			  FROM unnest(k.key) WITH ORDINALITY AS u(name, n)
 			  JOIN pg_attribute a ON a.attrelid = c.oid AND a.attname = u.name AND NOT a.attisdropped),
 		   (SELECT array_agg(a.attname::text ORDER BY a.attnum)
@@ -353,7 +354,17 @@ AS $$
 	  FROM @extschema@.py_log_tables l
 	  JOIN pg_namespace n ON n.nspname = l.schemaname
 	  JOIN pg_class c ON c.relnamespace = n.oid AND c.relname = l.tablename,
-	  LATERAL (SELECT @extschema@.py_log_key(l.trigger) AS key) k
+	  LATERAL (SELECT n.key, EXISTS (
+				SELECT FROM pg_index i
+				 WHERE i.indrelid = c.oid AND i.indisunique AND i.indisvalid
+				   AND i.indpred IS NULL AND i.indexprs IS NULL
+				   AND NOT EXISTS (
+						SELECT FROM unnest(i.indkey::int2[]) WITH ORDINALITY AS x(attnum, n),
+							   pg_attribute a
+						 WHERE x.n <= i.indnkeyatts
+						   AND a.attrelid = c.oid AND a.attnum = x.attnum
+						   AND NOT (a.attnotnull AND a.attname = ANY (n.key)))) AS is_unique
+				 FROM (SELECT @extschema@.py_log_key(l.trigger) AS key) n) k
 	 WHERE l.schemaname = py_log_describe.schemaname
 	   AND l.tablename = py_log_describe.tablename
 	 LIMIT 1
@@ -382,7 +393,8 @@ $$;
 -- rows to choose from.
 CREATE TABLE replica_dump (
 	place		integer NOT NULL,
-	letter		text NOT NULL
+	letter		text NOT NULL,
+	PRIMARY KEY (place, letter)
 );
 COMMENT ON TABLE replica_dump IS
 'pyreplica: makes dumps of this database tell where they end, see py_log_add_slave';
@@ -414,7 +426,8 @@ BEGIN
 	IF (SELECT count(*) FROM @extschema@.replica_dump) <> 4000 * 14 THEN
 		DELETE FROM @extschema@.replica_dump;
 		INSERT INTO @extschema@.replica_dump
-		SELECT n, l FROM generate_series(1, 4000) n, regexp_split_to_table('0123456789 :,!', '') l;
+		SELECT n, l FROM generate_series(1, 4000) n, regexp_split_to_table('0123456789 :,!', '') l
+		ON CONFLICT DO NOTHING;
 	END IF;
 	INSERT INTO @extschema@.replica_slave (name, "position")
 	VALUES (py_log_add_slave.name, pg_current_snapshot());
@@ -787,10 +800,12 @@ CREATE TABLE pyreplica_difference (
 	tablename	text NOT NULL,
 	key			text[] NOT NULL,
 	problem		text NOT NULL,
-	repaired	boolean NOT NULL,
+	repaired	boolean NOT NULL DEFAULT false,
+	range		integer NOT NULL,
 	found_at	timestamptz NOT NULL DEFAULT pg_catalog.now()
 );
 CREATE INDEX pyreplica_difference_run ON pyreplica_difference (run);
+COMMENT ON COLUMN pyreplica_difference.range IS 'those of one number were found, and are repaired, together';
 COMMENT ON TABLE pyreplica_difference IS
 'pyreplica: rows that a verification found to be missing here, to be extra, or to differ from the master''s';
 
@@ -918,7 +933,7 @@ REVOKE ALL ON FUNCTION
 	py_log_add_slave(text), py_log_drop_slave(text),
 	py_log_attach(text, text, pg_snapshot, pg_snapshot, pg_lsn, boolean),
 	py_log_rotate(), py_log_confirm(text, pg_snapshot), py_log_grant(name),
-	py_log_here(), py_log_key(oid), py_log_order(oid, oid), py_log_describe(text, text),
+	py_log_key(oid), py_log_order(oid, oid), py_log_describe(text, text),
 	py_log_wait(text, interval),
 	pyreplica_status(), pyreplica_wake(), pyreplica_resync(regclass, text),
 	pyreplica_verify_run(text, text, boolean), pyreplica_verify(regclass, text, boolean)

@@ -24,11 +24,11 @@ $master->safe_psql('postgres', $schema . <<'SQL');
 INSERT INTO small VALUES (1, 'one'), (2, E'tab\there, back\\slash'), (3, NULL), (4, '\N');
 INSERT INTO large SELECT i, i % 7, repeat('x', i % 100) FROM generate_series(1, 50000) i;
 INSERT INTO wide SELECT i % 100, 'key ' || i, jsonb_build_object('i', i), i / 3.0 FROM generate_series(1, 20000) i;
-INSERT INTO mood_of VALUES ('me', 'good'), ('you', 'better');
+INSERT INTO mood_of VALUES ('me', 'good'), ('you', 'better'), (U&'\00FC', U&'\00E9');
 SQL
 log_table($master, qw(small large wide nothing mood_of));
 
-my $slave = new_slave($master, 'slave', copy => 1);
+my $slave = new_slave($master, 'slave', copy => 1, conf => "client_encoding = latin1\n");
 $slave->safe_psql('postgres', $schema);
 
 sub wait_ready
@@ -44,9 +44,10 @@ sub wait_ready
 wait_worker($slave);
 wait_ready(5);
 wait_caught_up($slave);
-is_same_rows($master, $slave, $_, "$_ was copied") for qw(small large wide nothing mood_of);
+is_same_rows($master, $slave, $_, "$_ was copied") for qw(small large wide nothing),
+  '(SELECT encode(convert_to(who || mood, $$UTF8$$), $$hex$$) FROM mood_of)';
 is( $slave->safe_psql('postgres', q(SELECT sum(rows_copied) FROM pyreplica_tables)),
-	'70006', 'and pyreplica_tables tells how many rows');
+	'70007', 'and pyreplica_tables tells how many rows');
 $master->safe_psql('postgres', q(UPDATE large SET n = n + 1 WHERE id % 1000 = 0; INSERT INTO nothing VALUES (1)));
 wait_caught_up($slave);
 is_same_rows($master, $slave, $_, "$_ goes on") for qw(large nothing);
@@ -143,10 +144,110 @@ like(
 	qr/table "public.refers" is not replicated/,
 	'a table that is not replicated cannot be resynced');
 
+# A table that is being written anew on the master keeps nobody from going on, and
+# is copied as a whole afterwards.
+$master->safe_psql('postgres', 'CREATE TABLE rewritten (id int PRIMARY KEY, n int); INSERT INTO rewritten SELECT i, i FROM generate_series(1, 5000) i');
+log_table($master, 'rewritten');
+my $alter = $master->background_psql('postgres');
+$alter->query_safe('BEGIN; ALTER TABLE rewritten ALTER n TYPE bigint');
+$slave->safe_psql('postgres', 'CREATE TABLE rewritten (id int PRIMARY KEY, n bigint)');
+ok( $slave->poll_query_until('postgres',
+		q(SELECT last_error ~ 'lock timeout' FROM pyreplica_tables WHERE tablename = 'rewritten')),
+	'a table that is locked on the master is not waited for');
+$master->safe_psql('postgres', 'INSERT INTO nothing VALUES (100)');
+ok($slave->poll_query_until('postgres', 'SELECT count(*) = 1 FROM nothing WHERE id = 100'), 'other tables go on');
+$alter->query_safe('COMMIT');
+$alter->quit;
+wait_ready(12);
+is_same_rows($master, $slave, 'rewritten', 'it is copied when it can be');
+
+# Rows of tables that inherit are not those of their parent.
+on_both($master, $slave, 'CREATE TABLE parent (id int PRIMARY KEY, a text); CREATE TABLE child (PRIMARY KEY (id)) INHERITS (parent)');
+$master->safe_psql('postgres', q(INSERT INTO parent VALUES (1, 'parent'), (2, 'parent'); INSERT INTO child VALUES (3, 'child'), (4, 'child')));
+log_table($master, 'parent', 'child');
+wait_ready(14);
+$slave->safe_psql('postgres', q(SELECT pyreplica_resync('parent')));
+wait_ready(14);
+is_same_rows($master, $slave, $_, "$_ after its parent was copied anew") for 'ONLY parent', 'child';
+is($slave->safe_psql('postgres', q(SELECT count(*) FROM pyreplica_verify('parent'))), '0', 'nor are they extra rows');
+
+# A key that does not tell rows apart is no place to divide a table.
+on_both($master, $slave, 'CREATE TABLE alike (k int, a text)');
+$master->safe_psql('postgres', <<'SQL');
+INSERT INTO alike SELECT 1, 'row ' || i FROM generate_series(1, 5000) i;
+CREATE TRIGGER "!py_log_replica_tg" AFTER INSERT OR UPDATE OR DELETE ON alike FOR EACH ROW EXECUTE FUNCTION py_log_replica('alike', 'k');
+NOTIFY replicas;
+SQL
+wait_ready(15);
+is($slave->safe_psql('postgres', 'SELECT count(*) FROM alike'), '5000', 'rows of one key are all copied');
+like(slurp_file($slave->logfile), qr/copying table "public\.alike" in one piece/, 'in one piece');
+
+# A view takes copied rows by its trigger.
+$master->safe_psql('postgres', 'CREATE TABLE seen (id int PRIMARY KEY, a text); INSERT INTO seen SELECT i, i FROM generate_series(1, 3000) i');
+$slave->safe_psql('postgres', <<'SQL');
+CREATE TABLE behind (id int PRIMARY KEY, a text);
+CREATE VIEW seen AS SELECT id, a FROM behind;
+CREATE FUNCTION put() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+	INSERT INTO public.behind VALUES (NEW.id, NEW.a);
+	RETURN NEW;
+END
+$$;
+CREATE TRIGGER put INSTEAD OF INSERT ON seen FOR EACH ROW EXECUTE FUNCTION put();
+SQL
+log_table($master, 'seen');
+wait_ready(16);
+is_same_rows($master, $slave, 'seen', 'rows are copied into a view');
+
+# Tables that refer to one another are truncated, one of them not being here.
+on_both($master, $slave, 'CREATE TABLE target (id int PRIMARY KEY); CREATE TABLE pointer (id int PRIMARY KEY REFERENCES target, a text)');
+$slave->safe_psql('postgres', 'ALTER TABLE pointer DROP a');
+$master->safe_psql('postgres', q(INSERT INTO target SELECT generate_series(1, 10); INSERT INTO pointer SELECT id, 'a' FROM target));
+log_table($master, 'target', 'pointer');
+wait_ready(17);
+ok( $slave->poll_query_until('postgres',
+		q(SELECT last_error ~ 'column "a"' FROM pyreplica_tables WHERE tablename = 'pointer')),
+	'a table that cannot be copied');
+$master->safe_psql('postgres', 'TRUNCATE target, pointer; INSERT INTO target VALUES (11)');
+wait_caught_up($slave);
+is_same_rows($master, $slave, 'target', 'does not keep another one from being truncated with it');
+$slave->safe_psql('postgres', 'ALTER TABLE pointer ADD a text');
+wait_ready(18);
+
+# The trigger is gone for a while, and the slave, too: what happened meanwhile
+# cannot be applied, so the table is copied anew.
+$slave->stop;
+$master->safe_psql('postgres', q(SELECT py_log_drop_tg('small'); DELETE FROM small WHERE id = 2));
+log_table($master, 'small');
+$master->safe_psql('postgres', q(INSERT INTO small VALUES (2, 'again')));
+$slave->start;
+wait_ready(18);
+wait_caught_up($slave);
+is_same_rows($master, $slave, 'small', 'a trigger that is another one is noticed');
+is(status_value($slave, 'errors'), '0', 'before anything goes wrong');
+
+# Without its position the slave does not believe to have anything.
+$slave->safe_psql('postgres', q(ALTER SYSTEM SET pyreplica.enabled = off; SELECT pg_reload_conf()));
+wait_status($slave, q(state = 'disabled'));
+$slave->safe_psql('postgres', 'DELETE FROM pyreplica_position');
+$master->safe_psql('postgres', q(SELECT py_log_drop_slave('postgres'); INSERT INTO small VALUES (77)));
+$slave->safe_psql('postgres', q(ALTER SYSTEM RESET pyreplica.enabled));
+$slave->reload;
+ok( $slave->poll_query_until('postgres',
+		q(SELECT last_error ~ 'is not empty' FROM pyreplica_tables WHERE tablename = 'small')),
+	'a slave that lost its position does not go on as if nothing had happened');
+$slave->poll_query_until('postgres',
+	q(SELECT count(*) = 0 FROM pyreplica_tables WHERE state IN ('waiting', 'copying')));
+$slave->safe_psql('postgres', q(SELECT pyreplica_resync(format('%I.%I', schemaname, tablename)::regclass) FROM pyreplica_tables WHERE state = 'error' AND tablename <> 'seen'));
+$slave->safe_psql('postgres', 'DELETE FROM behind');
+wait_ready(18);
+wait_caught_up($slave);
+is_same_rows($master, $slave, $_, "$_ is equal after all") for 'small', 'large', 'seen', 'ONLY parent';
+
 # The master can wait for the slave.
 $master->safe_psql('postgres', q(INSERT INTO nothing VALUES (2)));
 is($master->safe_psql('postgres', q(SELECT py_log_wait('postgres', '1 min'))), 't', 'the master waits for its slave');
-is($slave->safe_psql('postgres', 'SELECT count(*) FROM nothing'), '2', 'which then has everything');
+is($slave->safe_psql('postgres', 'SELECT count(*) FROM nothing'), '3', 'which then has everything');
 $slave->stop;
 $master->safe_psql('postgres', q(INSERT INTO nothing VALUES (3)));
 is($master->safe_psql('postgres', q(SELECT py_log_wait(timeout => '100 ms'))), 'f', 'not for ever, if it is away');

@@ -87,6 +87,19 @@ SEEN
 }
 set_conf($slave, 'pyreplica.apply_mode = auto');
 
+# Her code runs with her rights also when the table is copied and compared.
+ask($slave, 'DELETE FROM seen');
+set_conf($slave, 'pyreplica.copy_data = on');
+ask($slave, q(SELECT pyreplica_resync('hers')));
+ok( $slave->poll_query_until('postgres',
+		q(SELECT state = 'ready' AND finished_at IS NOT NULL FROM pyreplica_tables WHERE tablename = 'hers')),
+	'her table is copied anew');
+is(ask($slave, q(SELECT string_agg(DISTINCT who, ' ') FROM seen)), 'alice', 'with her rights');
+is(ask($slave, q(SELECT count(*) FROM pyreplica_verify('hers'))), '0', 'and compared');
+is(ask($slave, q(SELECT string_agg(DISTINCT who, ' ') FROM seen)), 'alice', 'with her rights, too');
+
+set_conf($slave, 'pyreplica.copy_data = off');
+
 # --- The master ---
 
 # What a master that is not what it should be could send: the changes of a

@@ -32,11 +32,13 @@
 #include "postgres.h"
 
 #include "access/genam.h"
+#include "access/htup_details.h"
 #include "access/table.h"
 #include "access/xact.h"
 #include "catalog/namespace.h"
 #include "catalog/pg_class.h"
 #include "catalog/pg_type.h"
+#include "commands/trigger.h"
 #include "common/compat.h"
 #include "common/config.h"
 #include "common/values.h"
@@ -53,6 +55,7 @@
 #include "utils/lsyscache.h"
 #include "utils/memutils.h"
 #include "utils/rel.h"
+#include "utils/syscache.h"
 #include "utils/resowner.h"
 #include "utils/timestamp.h"
 #include "utils/typcache.h"
@@ -134,7 +137,7 @@ pyr_copy_append_sql(StringInfo sql, PyrLayout *layout, char **after,
 		comma = ", ";
 	}
 	appendStringInfo(sql, " FROM ONLY %s", pyr_table_qualified(layout->table));
-	pyr_layout_append_range(sql, layout, after, upto);
+	pyr_layout_append_range(sql, layout, false, after, upto);
 	if (layout->is_sorted)
 	{
 		appendStringInfoString(sql, " ORDER BY ");
@@ -148,22 +151,39 @@ pyr_copy_append_sql(StringInfo sql, PyrLayout *layout, char **after,
 }
 
 /*
+ * Whether the slave's table has no row.
+ */
+static bool
+is_empty(const char *relation, Oid owner)
+{
+	MemoryContext context = CurrentMemoryContext;
+	PyrIdentity before = pyr_local_become(owner);
+
+	if (SPI_execute(psprintf("SELECT FROM %s LIMIT 1", relation),
+					false, 1) != SPI_OK_SELECT)
+		elog(ERROR, "could not look into the table");
+	pyr_local_become_again(before);
+	MemoryContextSwitchTo(context); /* SPI leaves its own current */
+	return SPI_processed == 0;
+}
+
+/*
  * A table to be copied to for the first time has to be empty: what is in it may
  * be of value, or be the master's rows already.
  */
 static void
-check_empty(PyrTable *table)
+check_empty(PyrLayout *layout)
 {
-	if (SPI_execute(psprintf("SELECT FROM %s LIMIT 1", pyr_table_qualified(table)),
-					false, 1) != SPI_OK_SELECT)
-		elog(ERROR, "could not look into the table");
-	if (SPI_processed > 0)
-		ereport(ERROR,
-				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-				 errmsg("table \"%s.%s\" is not empty on the slave",
-						NameStr(table->name.schema), NameStr(table->name.table)),
-				 errhint("Empty it here, or run SELECT pyreplica_resync(%s) to have its rows made equal to the master's. (A slave that was restored from a dump of the master has to start with pyreplica.copy_data = off.)",
-						 quote_literal_cstr(pyr_table_qualified(table)))));
+	PyrTable   *table = layout->table;
+
+	if (is_empty(pyr_layout_relation(layout), pyr_layout_owner(layout)))
+		return;
+	ereport(ERROR,
+			(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+			 errmsg("table \"%s.%s\" is not empty on the slave",
+					NameStr(table->name.schema), NameStr(table->name.table)),
+			 errhint("Empty it here, or run SELECT pyreplica_resync(%s) to have its rows made equal to the master's. (A slave that was restored from a dump of the master has to start with pyreplica.copy_data = off.)",
+					 quote_literal_cstr(pyr_table_qualified(table)))));
 }
 
 /*
@@ -184,7 +204,7 @@ begin_copy(PyrTable *table, char **row)
 	if (table->state != PYR_TABLE_WAITING)
 		return;
 	if (!table->is_resync)
-		check_empty(table);
+		check_empty(layout);
 	pyr_table_set_state(table, PYR_TABLE_COPYING);
 	table->started_at = GetCurrentTimestamp();
 	ereport(LOG,
@@ -263,11 +283,11 @@ chunk_nrows(PyrSupplement *supplement)
 }
 
 /*
- * The key of the chunk's last row, as text; in the current memory context.  The
- * server's COPY reads it, out of a stream that has nothing but this row.
+ * The key of the chunk's last row, as text.  The server's COPY reads it, out of a
+ * stream that has nothing but this row.
  */
 static char **
-last_key(PyrSupplement *supplement)
+read_last_key(PyrSupplement *supplement)
 {
 	StringInfoData stream;
 	StringInfo	row = &supplement->last[copy->layout->is_binary ? 1 : 0];
@@ -307,6 +327,31 @@ last_key(PyrSupplement *supplement)
 	EndCopyFrom(state);
 	FreeExprContext(econtext, true);
 	table_close(rel, NoLock);
+	return key;
+}
+
+/*
+ * The same, in the layout's memory.  Reading values can run code of the table's
+ * owner.
+ */
+static char **
+last_key(PyrSupplement *supplement)
+{
+	PyrIdentity before = pyr_local_become(pyr_layout_owner(copy->layout));
+	MemoryContext context = AllocSetContextCreate(CurrentMemoryContext,
+												  "pyreplica last key",
+												  ALLOCSET_SMALL_SIZES);
+	MemoryContext oldcontext = MemoryContextSwitchTo(context);
+	char	  **read = read_last_key(supplement);
+	char	  **key;
+
+	MemoryContextSwitchTo(copy->layout->context);
+	key = palloc(copy->layout->nkey * sizeof(char *));
+	for (int i = 0; i < copy->layout->nkey; i++)
+		key[i] = pstrdup(read[i]);
+	MemoryContextSwitchTo(oldcontext);
+	MemoryContextDelete(context);
+	pyr_local_become_again(before);
 	return key;
 }
 
@@ -355,7 +400,6 @@ look_ahead(PyrSupplement *supplement)
 	PG_TRY();
 	{
 		pyr_local_begin_transaction();
-		MemoryContextSwitchTo(copy->layout->context);
 		copy->last = last_key(supplement);
 		pyr_local_commit_transaction();
 	}
@@ -380,29 +424,44 @@ void
 pyr_copy_range(PyrLayout *layout, PyrSupplement *supplement, bool is_over,
 			   char **after, char **upto, void (*between) (void))
 {
-	PyrIdentity before = pyr_local_become(layout->owner);
+	PyrIdentity before = pyr_local_become(pyr_layout_owner(layout));
+	int			role = SessionReplicationRole;
+	MemoryContext context = CurrentMemoryContext;
 	Relation	rel;
 	CopyFromState state;
 	StringInfoData sql;
 
-	if (is_over)
+	/* a view's triggers do not fire in a replica, see statement.c */
+	if (layout->relkind == RELKIND_VIEW)
+		SessionReplicationRole = SESSION_REPLICATION_ROLE_LOCAL;
+	PG_TRY();
 	{
-		initStringInfo(&sql);
-		appendStringInfo(&sql, "DELETE FROM %s",
-						 pyr_table_qualified(layout->table));
-		pyr_layout_append_range(&sql, layout, after, upto);
-		if (SPI_execute(sql.data, false, 0) != SPI_OK_DELETE)
-			elog(ERROR, "could not delete the rows of a range");
+
+		if (is_over)
+		{
+			initStringInfo(&sql);
+			appendStringInfo(&sql, "DELETE FROM %s",
+							 pyr_layout_relation(layout));
+			pyr_layout_append_range(&sql, layout, true, after, upto);
+			if (SPI_execute(sql.data, false, 0) != SPI_OK_DELETE)
+				elog(ERROR, "could not delete the rows of a range");
+			MemoryContextSwitchTo(context);
+		}
+		rel = table_open(layout->relid, RowExclusiveLock);
+		source.supplement = supplement;
+		source.data = NULL;
+		source.left = 0;
+		source.between = between;
+		state = begin_copy_from(rel, layout);
+		(void) CopyFrom(state);
+		EndCopyFrom(state);
+		table_close(rel, NoLock);
 	}
-	rel = table_open(layout->relid, RowExclusiveLock);
-	source.supplement = supplement;
-	source.data = NULL;
-	source.left = 0;
-	source.between = between;
-	state = begin_copy_from(rel, layout);
-	(void) CopyFrom(state);
-	EndCopyFrom(state);
-	table_close(rel, NoLock);
+	PG_FINALLY();
+	{
+		SessionReplicationRole = role;
+	}
+	PG_END_TRY();
 	CommandCounterIncrement();
 	pyr_local_become_again(before);
 }
@@ -446,12 +505,7 @@ apply_chunk(PyrSupplement *supplement, void (*between) (void))
 	int64		nrows = chunk_nrows(supplement);
 
 	if (!copy->is_last && copy->last == NULL)
-	{
-		MemoryContext oldcontext = MemoryContextSwitchTo(copy->layout->context);
-
 		copy->last = last_key(supplement);
-		MemoryContextSwitchTo(oldcontext);
-	}
 	pyr_copy_range(copy->layout, supplement, table->is_resync, ask->after,
 				   copy->is_last ? NULL : copy->last, between);
 	table->rows_copied += nrows;
@@ -479,6 +533,8 @@ apply_supplement(PyrSupplement *supplement, void (*between) (void))
 	else if (ask->table->state != PYR_TABLE_WAITING &&
 			 ask->table->state != PYR_TABLE_COPYING)
 		return;
+	else if (ask->table->retry_at > GetCurrentTimestamp())
+		return;					/* it was asked for before it failed */
 	else if (supplement->rows == NIL)
 		pyr_tables_want_list();	/* it has no log trigger any more */
 	else if (is_next_chunk(supplement))
@@ -488,7 +544,6 @@ apply_supplement(PyrSupplement *supplement, void (*between) (void))
 			 !pyr_layout_is_same(copy->layout, linitial(supplement->rows)))
 	{
 		begin_copy(ask->table, linitial(supplement->rows));
-		pyr_table_clear_error(ask->table);
 		pyr_table_store(ask->table);
 	}
 }
@@ -593,6 +648,7 @@ pyr_copy_ask(const char *schema)
 		ask->table = next;
 		ask->kind = copy != NULL && copy->table == next &&
 			next->state == PYR_TABLE_COPYING ? ASK_ROWS : ASK_DESCRIPTION;
+		supplement->locked = pyr_table_qualified(next);
 		appendStringInfoString(&sql, pyr_layout_sql(schema, next));
 	}
 	if (ask->kind == ASK_ROWS)
@@ -666,14 +722,6 @@ get_bookmark(PyrTable *table, PyrTarget *target)
 												  ALLOCSET_SMALL_SIZES);
 		table->user = bookmark;
 	}
-	if (nkey != table->nbookmark)
-		ereport(ERROR,
-				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-				 errmsg("the key of table \"%s.%s\" has changed while it was copied",
-						target->schema, target->table),
-				 errhint("Run SELECT pyreplica_resync(%s).",
-						 quote_literal_cstr(pyr_table_qualified(table)))));
-
 	bookmark->serial = 0;
 	MemoryContextReset(bookmark->context);
 	oldcontext = MemoryContextSwitchTo(bookmark->context);
@@ -803,6 +851,34 @@ rearrange(const PyrValue *values, const int *from, int n)
 }
 
 /*
+ * Whether a TRUNCATE is carried out here: it does no harm if what is here is the
+ * master's, and other tables may be truncated along with this one that refer to
+ * it.
+ */
+static bool
+may_truncate(PyrTable *table)
+{
+	Oid			namespace;
+	Oid			relid;
+	HeapTuple	tuple;
+	Oid			owner;
+
+	if (table->state == PYR_TABLE_COPYING || table->is_resync)
+		return true;
+	if (table->state != PYR_TABLE_WAITING)
+		return false;
+	namespace = get_namespace_oid(NameStr(table->name.schema), true);
+	relid = OidIsValid(namespace)
+		? get_relname_relid(NameStr(table->name.table), namespace) : InvalidOid;
+	tuple = SearchSysCache1(RELOID, ObjectIdGetDatum(relid));
+	if (!HeapTupleIsValid(tuple))
+		return false;
+	owner = ((Form_pg_class) GETSTRUCT(tuple))->relowner;
+	ReleaseSysCache(tuple);
+	return is_empty(pyr_table_qualified(table), owner);
+}
+
+/*
  * What becomes of a change; if it is to be another one, that is "other".  Needs
  * SPI.
  */
@@ -814,22 +890,31 @@ pyr_copy_admit(PyrTable *table, PyrChange *change, int encoding,
 	PyrBinding *binding;
 	Bookmark   *bookmark;
 	Derived    *derived;
+	PyrIdentity before;
 	bool		was_here;
 	bool		is_now;
 
 	if (table->state == PYR_TABLE_READY)
 		return PYR_ADMIT;
+	if (shape->verb == PYR_TRUNCATE)
+		return may_truncate(table) ? PYR_ADMIT : PYR_PASS_OVER;
 	if (table->state != PYR_TABLE_COPYING || table->bookmark == NULL)
 		return PYR_PASS_OVER;
-	if (shape->verb == PYR_TRUNCATE)
-		return PYR_ADMIT;
 
 	binding = pyr_target_bind(shape);
+	if (binding->target->merge->nkey != table->nbookmark)
+	{
+		/* the master has another key by now */
+		pyr_table_begin_anew(table);
+		return PYR_PASS_OVER;
+	}
+	before = pyr_local_become(binding->target->owner);
 	bookmark = get_bookmark(table, binding->target);
 	was_here = is_now = is_here(bookmark, change->values, NULL, encoding);
 	if (shape->verb == PYR_UPDATE && binding->merge.new_key != NULL)
 		is_now = is_here(bookmark, change->values, binding->merge.new_key,
 						 encoding);
+	pyr_local_become_again(before);
 	if (was_here == is_now)
 		return was_here ? PYR_ADMIT : PYR_PASS_OVER;
 

@@ -44,6 +44,12 @@
 
 #define FETCH_STATEMENT	"pyreplica_fetch"
 
+/* the widest rows that somebody expects of a supplement */
+#define SUPPLEMENT_COLUMNS	8
+
+/* a table of the master that is locked is tried again later */
+#define LOCK_TIMEOUT_MS	200
+
 #define BLOCK_BYTES		65536	/* of what is copied */
 
 #define MARKS_FIRST		16
@@ -295,7 +301,7 @@ static void
 keep_row(PyrSupplement *supplement, int ncols, const PyrRemoteValue *values)
 {
 	MemoryContext oldcontext = MemoryContextSwitchTo(supplement->context);
-	char	  **row = palloc(ncols * sizeof(char *));
+	char	  **row = palloc0(Max(ncols, SUPPLEMENT_COLUMNS) * sizeof(char *));
 
 	for (int i = 0; i < ncols; i++)
 		row[i] = values[i].len < 0 ? NULL : pnstrdup(values[i].data,
@@ -436,17 +442,28 @@ adapt_marks(PyrWindow *window)
  * statements sent as one are one transaction without further ado.  The cursor
  * is there because only so a statement without parameters returns binary
  * values.
+ *
+ * A table is locked before the snapshot is taken: an ALTER TABLE that writes it
+ * anew makes it look empty to older snapshots.  And nobody else's lock on it may
+ * keep the window from us.
  */
 static void
 start_with_supplement(PyrWindow *window, PyrOrigin *origin, const char *from)
 {
+	const char *locked = window->supplement->locked;
 	char	   *sql;
 
 	sql = psprintf("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ;"
+				   "%s"
 				   "DECLARE pyreplica_window BINARY CURSOR FOR"
 				   " SELECT %s.py_log_fetch(%s, %d, 0);"
 				   "FETCH ALL FROM pyreplica_window;"
 				   "%s",
+				   locked == NULL ? "" :
+				   psprintf("SET LOCAL lock_timeout = %d;"
+							"LOCK TABLE ONLY %s IN ACCESS SHARE MODE;"
+							"SET LOCAL lock_timeout = 0;",
+							LOCK_TIMEOUT_MS, locked),
 				   origin->schema, quote_literal_cstr(from), PG_INT32_MAX,
 				   window->supplement->sql);
 	pyr_remote()->start_script(origin->remote, sql, take_row, take_copied,

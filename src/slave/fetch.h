@@ -36,6 +36,7 @@ typedef struct PyrWindow PyrWindow;
 typedef struct PyrSupplement
 {
 	MemoryContext context;		/* it lies in, with what came */
+	const char *locked;			/* the table that sql reads, or NULL */
 	const char *sql;			/* statements that return rows, or COPY some */
 	void	   *what;			/* for those below */
 
@@ -54,7 +55,8 @@ typedef struct PyrSupplement
 							ErrorData *error);
 
 	/* what came */
-	List	   *rows;			/* char **: values as text */
+	List	   *rows;			/* char **: values as text; NULL: null, or there is
+								 * no such column */
 	Tuplestorestate *copied;	/* blocks of what COPY sent; NULL: nothing */
 	TupleTableSlot *slot;		/* the block being read */
 	StringInfoData block;		/* the one being filled */

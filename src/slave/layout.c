@@ -13,18 +13,22 @@
  */
 #include "postgres.h"
 
-#include "access/table.h"
+#include "access/htup_details.h"
+#include "access/relation.h"
 #include "catalog/namespace.h"
+#include "catalog/pg_class.h"
 #include "catalog/pg_type.h"
 #include "common/values.h"
 #include "executor/spi.h"
 #include "slave/layout.h"
 #include "slave/local.h"
+#include "slave/target.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
 #include "utils/lsyscache.h"
 #include "utils/memutils.h"
 #include "utils/rel.h"
+#include "utils/syscache.h"
 
 /* columns of what the master says of a table */
 #define NDESCRIBED		5
@@ -43,10 +47,42 @@ pyr_layout_sql(const char *schema, PyrTable *table)
 }
 
 /*
- * Appends the key as a row of its columns, or of these constants.
+ * The slave's table in a statement.  The master's log trigger is about its own
+ * rows, not those of tables that inherit from it; but parts of a table are its
+ * own.
  */
-void
-pyr_layout_append_key(StringInfo sql, PyrLayout *of, char **constants)
+const char *
+pyr_layout_relation(PyrLayout *layout)
+{
+	return psprintf("%s%s", layout->relkind == RELKIND_RELATION ? "ONLY " : "",
+					pyr_table_qualified(layout->table));
+}
+
+/*
+ * Whose rights are to be taken on to look at the slave's table.
+ */
+Oid
+pyr_layout_owner(PyrLayout *layout)
+{
+	HeapTuple	tuple = SearchSysCache1(RELOID, ObjectIdGetDatum(layout->relid));
+	Oid			owner;
+
+	if (!HeapTupleIsValid(tuple))
+		ereport(ERROR,
+				(errcode(ERRCODE_UNDEFINED_TABLE),
+				 errmsg("table %s was dropped on the slave",
+						pyr_table_qualified(layout->table))));
+	owner = ((Form_pg_class) GETSTRUCT(tuple))->relowner;
+	ReleaseSysCache(tuple);
+	return owner;
+}
+
+/*
+ * Appends the key as a row of its columns, or of these constants, which have
+ * the types of here or of the master.
+ */
+static void
+append_key(StringInfo sql, PyrLayout *of, bool is_here, char **constants)
 {
 	appendStringInfoChar(sql, '(');
 	for (int i = 0; i < of->nkey; i++)
@@ -55,7 +91,7 @@ pyr_layout_append_key(StringInfo sql, PyrLayout *of, char **constants)
 			appendStringInfoString(sql, ", ");
 		if (constants != NULL)
 			appendStringInfo(sql, "%s::%s", quote_literal_cstr(constants[i]),
-							 of->key_types[i]);
+							 is_here ? of->key_types_here[i] : of->key_types[i]);
 		else
 			appendStringInfoString(sql, quote_identifier(of->key[i]));
 	}
@@ -66,24 +102,25 @@ pyr_layout_append_key(StringInfo sql, PyrLayout *of, char **constants)
  * Appends a condition for keys in the range; NULL: it has no such end.
  */
 void
-pyr_layout_append_range(StringInfo sql, PyrLayout *layout, char **after, char **upto)
+pyr_layout_append_range(StringInfo sql, PyrLayout *layout, bool is_here,
+						char **after, char **upto)
 {
 	const char *word = " WHERE ";
 
 	if (after != NULL)
 	{
 		appendStringInfoString(sql, word);
-		pyr_layout_append_key(sql, layout, NULL);
+		append_key(sql, layout, is_here, NULL);
 		appendStringInfoString(sql, " > ");
-		pyr_layout_append_key(sql, layout, after);
+		append_key(sql, layout, is_here, after);
 		word = " AND ";
 	}
 	if (upto != NULL)
 	{
 		appendStringInfoString(sql, word);
-		pyr_layout_append_key(sql, layout, NULL);
+		append_key(sql, layout, is_here, NULL);
 		appendStringInfoString(sql, " <= ");
-		pyr_layout_append_key(sql, layout, upto);
+		append_key(sql, layout, is_here, upto);
 	}
 }
 
@@ -127,6 +164,12 @@ find_relation(PyrTable *table)
 				 errmsg("table \"%s.%s\" does not exist on the slave",
 						NameStr(table->name.schema), NameStr(table->name.table)),
 				 errhint("Create it here as the master has it (pg_dump --schema-only); it will then be copied.")));
+	if (pyr_target_is_protected(namespace, relid))
+		ereport(ERROR,
+				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+				 errmsg("the master may not change \"%s.%s\" on the slave",
+						NameStr(table->name.schema), NameStr(table->name.table)),
+				 errdetail("It belongs to the slave's own server, or to pyreplica.")));
 	return relid;
 }
 
@@ -174,33 +217,57 @@ find_attribute(PyrTable *table, TupleDesc desc, const char *name)
 }
 
 /*
+ * An array of the description; n is how many elements it must have, -1: any
+ * number.
+ */
+static char **
+split_all(const char *array_text, int *result_n, int n, bool may_be_null)
+{
+	int			found;
+	char	  **strings = pyr_layout_split(array_text, &found);
+	bool		is_good = n < 0 || found == n;
+
+	for (int i = 0; i < found; i++)
+		is_good = is_good && (may_be_null || strings[i] != NULL);
+	if (!is_good)
+		ereport(ERROR,
+				(errcode(ERRCODE_DATA_CORRUPTED),
+				 errmsg("could not read what the master says of a table")));
+	if (result_n != NULL)
+		*result_n = found;
+	return strings;
+}
+
+/*
  * Compares what the master says of the table with what is here.
  */
 static void
 fill_layout(PyrLayout *of, char **row)
 {
-	Relation	rel = table_open(of->relid, AccessShareLock);
+	Relation	rel = relation_open(of->relid, AccessShareLock);
 	TupleDesc	desc = RelationGetDescr(rel);
 	int			ncolumns;
-	int			n;
 	char	  **orders;
 	char	  **columns;
 	char	  **types;
 
-	of->owner = rel->rd_rel->relowner;
-	of->key = pyr_layout_split(row[0], &of->nkey);
-	of->key_types = pyr_layout_split(row[1], &n);
-	orders = pyr_layout_split(row[2], &n);
-	columns = pyr_layout_split(row[3], &ncolumns);
-	types = pyr_layout_split(row[4], &n);
+	of->relkind = rel->rd_rel->relkind;
+	of->key = split_all(row[0], &of->nkey, -1, false);
+	of->key_types = split_all(row[1], NULL, of->nkey, false);
+	orders = split_all(row[2], NULL, of->nkey, true);
+	columns = split_all(row[3], &ncolumns, -1, false);
+	types = split_all(row[4], NULL, ncolumns, false);
 
 	of->is_sorted = of->nkey > 0;
 	of->key_attnums = palloc((of->nkey + 1) * sizeof(AttrNumber));
+	of->key_types_here = palloc((of->nkey + 1) * sizeof(char *));
 	for (int i = 0; i < of->nkey; i++)
 	{
 		Form_pg_attribute att = find_attribute(of->table, desc, of->key[i]);
 
 		of->key_attnums[i] = att->attnum;
+		of->key_types_here[i] = format_type_extended(att->atttypid, -1,
+													 FORMAT_TYPE_FORCE_QUALIFY);
 		of->is_sorted = of->is_sorted && sorts_alike(att, orders[i]);
 	}
 
@@ -216,7 +283,7 @@ fill_layout(PyrLayout *of, char **row)
 		if (att->atttypid != type || pyr_wire_of_type(type) == PYR_WIRE_TEXT)
 			of->is_binary = false;
 	}
-	table_close(rel, NoLock);
+	relation_close(rel, NoLock);
 }
 
 static char *

@@ -18,10 +18,11 @@ typedef struct PyrLayout
 	PyrTable   *table;
 	char	   *described;		/* what the master said of it */
 	Oid			relid;			/* here */
-	Oid			owner;
+	char		relkind;
 	int			nkey;
 	char	  **key;
-	char	  **key_types;
+	char	  **key_types;		/* on the master */
+	char	  **key_types_here;
 	AttrNumber *key_attnums;	/* here */
 	List	   *columns;		/* names, of those that have values on both sides
 								 * and are not computed here */
@@ -33,10 +34,10 @@ typedef struct PyrLayout
 extern char *pyr_layout_sql(const char *schema, PyrTable *table);
 extern PyrLayout *pyr_layout_create(PyrTable *table, char **row);
 extern bool pyr_layout_is_same(PyrLayout *layout, char **row);
-extern void pyr_layout_append_key(StringInfo sql, PyrLayout *of,
-								  char **constants);
+extern const char *pyr_layout_relation(PyrLayout *layout);
+extern Oid	pyr_layout_owner(PyrLayout *layout);
 extern void pyr_layout_append_range(StringInfo sql, PyrLayout *of,
-									char **after, char **upto);
+									bool is_here, char **after, char **upto);
 extern char **pyr_layout_split(const char *array_text, int *n);
 extern void pyr_layout_free(PyrLayout *layout);
 

@@ -9,7 +9,9 @@
 #include "postgres.h"
 
 #include "access/xact.h"
+#include "commands/tablespace.h"
 #include "executor/spi.h"
+#include "mb/pg_wchar.h"
 #include "miscadmin.h"
 #include "pgstat.h"
 #include "pyreplica.h"
@@ -64,6 +66,9 @@ pyr_local_begin_session(const char *replica)
 			SetConfigOption(settings[i][0], settings[i][1],
 							PGC_SUSET, PGC_S_OVERRIDE);
 	}
+	/* what is copied comes in the encoding of the database */
+	SetConfigOption("client_encoding", GetDatabaseEncodingName(),
+					PGC_USERSET, PGC_S_OVERRIDE);
 	replica_name = replica;
 	SetConfigOption("application_name", psprintf("pyreplica %s", replica),
 					PGC_USERSET, PGC_S_SESSION);
@@ -80,6 +85,9 @@ pyr_local_begin_transaction(void)
 	StartTransactionCommand();
 	SPI_connect();
 	PushActiveSnapshot(GetTransactionSnapshot());
+
+	/* what is fetched meanwhile may need a file, but must not look them up */
+	PrepareTempTablespaces();
 }
 
 void

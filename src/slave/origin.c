@@ -233,6 +233,27 @@ pyr_origin_open(const char *conninfo, const char *replica,
 	return origin;
 }
 
+/* a PyrRemoteRow: adds the row, as char **, to a list */
+static void
+add_row(void *arg, int ncols, const PyrRemoteValue *values)
+{
+	List	  **rows = arg;
+	char	  **row = palloc(ncols * sizeof(char *));
+
+	keep_strings(row, ncols, values);
+	*rows = lappend(*rows, row);
+}
+
+/*
+ * The rows of a query that returns texts.
+ */
+bool
+pyr_origin_rows(PyrOrigin *origin, const char *sql, List **rows)
+{
+	*rows = NIL;
+	return query(origin, sql, 0, NULL, add_row, rows);
+}
+
 void
 pyr_origin_close(PyrOrigin *origin)
 {

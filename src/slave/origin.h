@@ -9,6 +9,7 @@
 #define PYR_ORIGIN_H
 
 #include "access/xlogdefs.h"
+#include "nodes/pg_list.h"
 #include "slave/position.h"
 #include "slave/remote.h"
 
@@ -28,6 +29,7 @@ extern PyrOrigin *pyr_origin_open(const char *conninfo, const char *replica,
 								  PyrPosition *position,
 								  PyrRemoteGiveUp give_up, char **error);
 extern void pyr_origin_close(PyrOrigin *origin);
+extern bool pyr_origin_rows(PyrOrigin *origin, const char *sql, List **rows);
 
 extern bool pyr_origin_announce(PyrOrigin *origin, bool *may_sleep);
 extern bool pyr_origin_awake(PyrOrigin *origin);

@@ -168,6 +168,7 @@ execute_plan(PyrStatement *statement, SPIPlanPtr plan, Datum *values,
 {
 	static bool is_hooked = false;
 	Oid			before = planned_relid;
+	MemoryContext context = CurrentMemoryContext;
 	volatile int rc = 0;
 
 	if (!is_hooked)
@@ -186,6 +187,7 @@ execute_plan(PyrStatement *statement, SPIPlanPtr plan, Datum *values,
 		planned_relid = before;
 	}
 	PG_END_TRY();
+	MemoryContextSwitchTo(context); /* SPI leaves its own current */
 	check_result(rc);
 }
 

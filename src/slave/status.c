@@ -15,6 +15,7 @@
 #include "access/xact.h"
 #include "common/compat.h"
 #include "common/config.h"
+#include "commands/dbcommands.h"
 #include "funcapi.h"
 #include "miscadmin.h"
 #include "pgstat.h"
@@ -623,10 +624,12 @@ pyreplica_verify_run(PG_FUNCTION_ARGS)
 	char		error[ERROR_LEN];
 
 	check_preloaded();
-	if (status->replica[0] == '\0')
+	if (status->replica[0] == '\0' ||
+		strcmp(status->database, get_database_name(MyDatabaseId)) != 0)
 		ereport(ERROR,
 				(errcode(ERRCODE_UNDEFINED_OBJECT),
-				 errmsg("this server has no replica")));
+				 errmsg("this database has no replica"),
+				 errhint("See the view pyreplica_status.")));
 	request.run = GetCurrentTimestamp();
 	text_to_cstring_buffer(PG_GETARG_TEXT_PP(0), request.schema, NAMEDATALEN);
 	text_to_cstring_buffer(PG_GETARG_TEXT_PP(1), request.table, NAMEDATALEN);

@@ -199,7 +199,7 @@ pyr_tables_load(const char *replica)
 									   "	   last_error, last_error_at"
 									   "  FROM %s.pyreplica_table WHERE replica = $1",
 									   pyr_local_schema()),
-							  1, types, values, NULL, true, 0) != SPI_OK_SELECT)
+							  1, types, values, NULL, false, 0) != SPI_OK_SELECT)
 		elog(ERROR, "could not read pyreplica_table");
 	for (uint64 i = 0; i < SPI_processed; i++)
 		load_row(SPI_tuptable->vals[i], SPI_tuptable->tupdesc);
@@ -220,6 +220,77 @@ begin_table(PyrTable *table, Oid trigger, bool is_resync)
 	table->retry_ms = 0;
 	replace_string(&table->error, NULL);
 	pyr_table_set_bookmark(table, NULL, 0);
+}
+
+/*
+ * Copies the table once more, over what is here.  Needs SPI.
+ */
+void
+pyr_table_begin_anew(PyrTable *table)
+{
+	begin_table(table, table->trigger, true);
+	pyr_table_set_state(table, PYR_TABLE_WAITING);
+	pyr_table_store(table);
+}
+
+/*
+ * Asks the master for the tables' triggers.
+ */
+const char *
+pyr_tables_triggers_sql(const char *schema)
+{
+	return psprintf("SELECT schemaname::text, tablename::text, trigger::text FROM %s.py_log_tables",
+					schema);
+}
+
+/*
+ * A new connection: tables that have another trigger by now may have been changed
+ * while they had none, so changes since then cannot be applied to what is here.
+ * (The rest of the list is of use only with a window.)  In a transaction of its
+ * own.
+ */
+void
+pyr_tables_take_triggers(List *rows)
+{
+	ListCell   *cell;
+
+	is_list_wanted = true;
+	if (!copy_data)
+		return;
+	pyr_local_begin_transaction();
+	foreach(cell, rows)
+	{
+		char	  **row = lfirst(cell);
+		Oid			trigger = row[2] ? (Oid) strtoul(row[2], NULL, 10) : InvalidOid;
+		PyrTable   *table;
+
+		if (row[0] == NULL || row[1] == NULL || !OidIsValid(trigger))
+			continue;
+		table = get_table(row[0], row[1]);
+		if (table->state == PYR_TABLE_UNKNOWN ||
+			!OidIsValid(table->trigger) || table->trigger == trigger)
+			continue;
+		begin_table(table, trigger,
+					table->is_resync || table->state != PYR_TABLE_WAITING);
+		pyr_table_store(table);
+	}
+	pyr_local_commit_transaction();
+}
+
+/*
+ * What is known of tables means nothing without a position.  Within a
+ * transaction, before they are loaded.
+ */
+void
+pyr_tables_forget_all(const char *replica)
+{
+	Oid			types[1] = {TEXTOID};
+	Datum		values[1] = {CStringGetTextDatum(replica)};
+
+	if (SPI_execute_with_args(psprintf("DELETE FROM %s.pyreplica_table WHERE replica = $1",
+									   pyr_local_schema()),
+							  1, types, values, NULL, false, 0) != SPI_OK_DELETE)
+		elog(ERROR, "could not write pyreplica_table");
 }
 
 /*
@@ -251,9 +322,7 @@ pyr_tables_take_requests(void)
 
 		if (table->state == PYR_TABLE_UNKNOWN)
 			continue;
-		begin_table(table, table->trigger, true);
-		pyr_table_set_state(table, PYR_TABLE_WAITING);
-		pyr_table_store(table);
+		pyr_table_begin_anew(table);
 	}
 	pyr_local_commit_transaction();
 }
@@ -326,8 +395,13 @@ pyr_tables_take_list(List *rows)
 	foreach(cell, rows)
 	{
 		char	  **row = lfirst(cell);
-		Oid			trigger = (Oid) strtoul(row[2], NULL, 10);
+		Oid			trigger;
 
+		if (row[0] == NULL || row[1] == NULL || row[2] == NULL || row[3] == NULL)
+			ereport(ERROR,
+					(errcode(ERRCODE_DATA_CORRUPTED),
+					 errmsg("could not read the master's list of tables")));
+		trigger = (Oid) strtoul(row[2], NULL, 10);
 		table = get_table(row[0], row[1]);
 		table->is_listed = true;
 		if (table->state != PYR_TABLE_UNKNOWN && table->trigger == trigger)
@@ -336,7 +410,8 @@ pyr_tables_take_list(List *rows)
 		if (table->state == PYR_TABLE_UNKNOWN || !OidIsValid(table->trigger))
 			begin_table(table, trigger, false);
 		else
-			begin_table(table, trigger, table->state != PYR_TABLE_WAITING);
+			begin_table(table, trigger,
+						table->is_resync || table->state != PYR_TABLE_WAITING);
 		pyr_table_store(table);
 	}
 

@@ -149,8 +149,8 @@ register_target(PyrTarget *target, Oid relid)
 /*
  * Whether the table is what the slave itself is made of.
  */
-static bool
-is_protected(Oid namespace, Oid relid)
+bool
+pyr_target_is_protected(Oid namespace, Oid relid)
 {
 	Oid			extension = getExtensionOfObject(RelationRelationId, relid);
 
@@ -174,7 +174,7 @@ find_table(PyrShape *shape)
 				 errmsg("the master's table \"%s.%s\" does not exist on the slave",
 						shape->schema, shape->table),
 				 errhint("Create it here, with the rows that the master's had before its log trigger was created, or drop its trigger on the master with py_log_drop_tg.")));
-	if (is_protected(namespace, relid))
+	if (pyr_target_is_protected(namespace, relid))
 		ereport(ERROR,
 				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
 				 errmsg("the master may not change \"%s.%s\" on the slave",

@@ -51,6 +51,9 @@
 /* without anybody waiting for it, so much of the time is spent on it */
 #define BACKGROUND_SHARE 0.04
 
+/* a table of the master that is locked is looked at again after this */
+#define LOCKED_RETRY_MS	500
+
 /* more differences of a table than these are only counted */
 #define DIFFERENCES_MAX	10000
 
@@ -79,6 +82,7 @@ typedef struct Run
 	char	  **after;			/* the range comes after this key; NULL: first */
 	char	  **upto;			/* and ends here; NULL: with the table */
 	int64		differences;
+	int			nranges;		/* so many had differences */
 } Run;
 
 static Run *run = NULL;
@@ -190,7 +194,12 @@ pyr_verify_settle(void)
 bool
 pyr_verify_is_due(void)
 {
+	PyrVerifyRequest request;
+
 	pyr_verify_settle();
+	if (run != NULL && run->request == 0 &&
+		pyr_status_verify_requested(&request) != 0)
+		end_run(NULL);			/* who waits for it comes first */
 	if (run == NULL)
 		begin_run();
 	return run != NULL && next_range_at <= GetCurrentTimestamp();
@@ -273,7 +282,7 @@ append_digest_of_master(StringInfo sql)
 	}
 	appendStringInfo(sql, " FROM ONLY %s",
 					 pyr_table_qualified(run->layout->table));
-	pyr_layout_append_range(sql, run->layout, run->after, NULL);
+	pyr_layout_append_range(sql, run->layout, false, run->after, NULL);
 	if (run->layout->is_sorted)
 	{
 		append_order(sql, "");
@@ -299,21 +308,22 @@ append_digest_of_slave(StringInfo sql)
 {
 	appendStringInfoString(sql, "SELECT count(*), coalesce(sum(");
 	append_hash(sql);
-	appendStringInfo(sql, "), 0) FROM %s",
-					 pyr_table_qualified(run->layout->table));
-	pyr_layout_append_range(sql, run->layout, run->after, run->upto);
+	appendStringInfo(sql, "), 0) FROM %s", pyr_layout_relation(run->layout));
+	pyr_layout_append_range(sql, run->layout, true, run->after, run->upto);
 }
 
 static void
-append_keys(StringInfo sql, const char *only)
+append_keys(StringInfo sql, bool is_here)
 {
+	const char *relation = is_here ? pyr_layout_relation(run->layout)
+		: psprintf("ONLY %s", pyr_table_qualified(run->layout->table));
+
 	appendStringInfoString(sql, "SELECT ");
 	append_key_array(sql);
 	appendStringInfoString(sql, " AS k, ");
 	append_hash(sql);
-	appendStringInfo(sql, " AS h FROM %s%s", only,
-					 pyr_table_qualified(run->layout->table));
-	pyr_layout_append_range(sql, run->layout, run->after, run->upto);
+	appendStringInfo(sql, " AS h FROM %s", relation);
+	pyr_layout_append_range(sql, run->layout, is_here, run->after, run->upto);
 }
 
 /*
@@ -332,42 +342,51 @@ advance(void)
 }
 
 /*
- * Settings that text depends on, as the master's session has them.
+ * Runs a query over the slave's rows, with the rights of the table's owner, whose
+ * code may run, and the settings that text depends on as the master's session has
+ * them.
  */
-static int
-pin_settings(void)
+static void
+query_here(const char *sql, int nargs, Oid *types, Datum *values)
 {
-	int			level = NewGUCNestLevel();
+	MemoryContext context = CurrentMemoryContext;
+	PyrIdentity before = pyr_local_become(pyr_layout_owner(run->layout));
 
 	(void) set_config_option("timezone", "UTC", PGC_USERSET, PGC_S_SESSION,
 							 GUC_ACTION_SAVE, true, 0, false);
 	(void) set_config_option("bytea_output", "hex", PGC_USERSET, PGC_S_SESSION,
 							 GUC_ACTION_SAVE, true, 0, false);
-	return level;
+	if (SPI_execute_with_args(sql, nargs, types, values, NULL, false, 0) != SPI_OK_SELECT)
+		elog(ERROR, "could not look at the slave's rows");
+	pyr_local_become_again(before);
+	MemoryContextSwitchTo(context); /* SPI leaves its own current */
 }
 
 static void
 compare_digests(char **master)
 {
 	StringInfoData sql;
-	int			level = pin_settings();
 	MemoryContext context = CurrentMemoryContext;
-	int64		count = strtoll(master[0], NULL, 10);
-	bool		is_last = !run->layout->is_sorted || count < run->range_rows;
+	int64		count;
+	bool		is_last;
 	TimestampTz begin = GetCurrentTimestamp();
 	bool		is_same;
 	double		factor;
 	int			n;
 
+	if (master[0] == NULL || master[1] == NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_DATA_CORRUPTED),
+				 errmsg("could not read what the master says of its rows")));
+	count = strtoll(master[0], NULL, 10);
+	is_last = !run->layout->is_sorted || count < run->range_rows;
 	MemoryContextSwitchTo(run->layout->context);
 	run->upto = is_last ? NULL : pyr_layout_split(master[2], &n);
 	MemoryContextSwitchTo(context);
 
 	initStringInfo(&sql);
 	append_digest_of_slave(&sql);
-	if (SPI_execute(sql.data, false, 1) != SPI_OK_SELECT || SPI_processed != 1)
-		elog(ERROR, "could not look at the slave's rows");
-	AtEOXact_GUC(false, level);
+	query_here(sql.data, 0, NULL, NULL);
 	is_same = strcmp(master[0], SPI_getvalue(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1)) == 0 &&
 		strcmp(master[1], SPI_getvalue(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 2)) == 0;
 
@@ -382,8 +401,74 @@ compare_digests(char **master)
 		run->phase = PHASE_KEYS;
 }
 
+static Datum
+text_array(Datum *texts, int n)
+{
+	return PointerGetDatum(construct_array(texts, n, TEXTOID, -1, false,
+										   TYPALIGN_INT));
+}
+
 /*
- * Finds the rows that differ, and writes them down.
+ * Writes down what differs: the keys, as texts, and what is wrong.
+ */
+static void
+store_differences(Datum keys, Datum problems)
+{
+	PyrTable   *table = run->layout->table;
+	Oid			types[7] = {
+		INT8OID, TEXTOID, TEXTOID, TEXTOID, TEXTARRAYOID, TEXTARRAYOID, INT8OID
+	};
+	Datum		values[7] = {
+		Int64GetDatum(run->number),
+		CStringGetTextDatum(pyr_local_replica()),
+		CStringGetTextDatum(NameStr(table->name.schema)),
+		CStringGetTextDatum(NameStr(table->name.table)),
+		keys, problems,
+		Int64GetDatum(Max(DIFFERENCES_MAX - run->differences, 0))
+	};
+
+	if (SPI_execute_with_args(psprintf("INSERT INTO %s.pyreplica_difference (run, replica, schemaname, tablename, key, problem, range)"
+									   " SELECT $1, $2, $3, $4, k::text[], p, %d FROM unnest($5, $6) AS d (k, p) LIMIT $7",
+									   pyr_local_schema(), run->nranges),
+							  7, types, values, NULL, false, 0) != SPI_OK_INSERT)
+		elog(ERROR, "could not write pyreplica_difference");
+}
+
+/*
+ * What was found in the range has been mended.
+ */
+static void
+store_repaired(void)
+{
+	Oid			types[2] = {INT8OID, INT4OID};
+	Datum		values[2] = {
+		Int64GetDatum(run->number), Int32GetDatum(run->nranges)
+	};
+
+	if (SPI_execute_with_args(psprintf("UPDATE %s.pyreplica_difference SET repaired = true WHERE run = $1 AND range = $2",
+									   pyr_local_schema()),
+							  2, types, values, NULL, false, 0) != SPI_OK_UPDATE)
+		elog(ERROR, "could not write pyreplica_difference");
+}
+
+static void
+report_differences(uint64 found)
+{
+	PyrTable   *table = run->layout->table;
+
+	ereport(LOG,
+			(errmsg("pyreplica %s: " UINT64_FORMAT " rows of table \"%s.%s\" differ from the master's",
+					pyr_local_replica(), found,
+					NameStr(table->name.schema), NameStr(table->name.table)),
+			 errdetail("See pyreplica_difference, run " INT64_FORMAT ".",
+					   run->number),
+			 run->repairs ? 0 : errhint("SELECT pyreplica_verify(%s, repair => true) takes the master's.",
+										quote_literal_cstr(pyr_table_qualified(table))),
+			 errhidestmt(true), errhidecontext(true)));
+}
+
+/*
+ * Finds the rows that differ; "rows" are keys and hashes of the master's.
  */
 static void
 compare_keys(List *rows)
@@ -391,57 +476,47 @@ compare_keys(List *rows)
 	int			n = 0;
 	Datum	   *keys = palloc((list_length(rows) + 1) * sizeof(Datum));
 	Datum	   *hashes = palloc((list_length(rows) + 1) * sizeof(Datum));
-	Oid			types[8] = {
-		TEXTARRAYOID, TEXTARRAYOID, INT8OID, TEXTOID, TEXTOID, TEXTOID, BOOLOID, INT8OID
-	};
-	Datum		values[8];
+	Oid			types[2] = {TEXTARRAYOID, TEXTARRAYOID};
+	Datum		values[2];
 	StringInfoData sql;
 	ListCell   *cell;
-	PyrTable   *table = run->layout->table;
-	int			level;
 	uint64		found;
 
 	foreach(cell, rows)
 	{
 		char	  **row = lfirst(cell);
 
+		if (row[0] == NULL || row[1] == NULL)
+			continue;
 		keys[n] = CStringGetTextDatum(row[0]);
 		hashes[n++] = CStringGetTextDatum(row[1]);
 	}
-	values[0] = PointerGetDatum(construct_array(keys, n, TEXTOID, -1, false, TYPALIGN_INT));
-	values[1] = PointerGetDatum(construct_array(hashes, n, TEXTOID, -1, false, TYPALIGN_INT));
-	values[2] = Int64GetDatum(run->number);
-	values[3] = CStringGetTextDatum(pyr_local_replica());
-	values[4] = CStringGetTextDatum(NameStr(table->name.schema));
-	values[5] = CStringGetTextDatum(NameStr(table->name.table));
-	values[6] = BoolGetDatum(run->repairs);
-	values[7] = Int64GetDatum(Max(DIFFERENCES_MAX - run->differences, 0));
+	values[0] = text_array(keys, n);
+	values[1] = text_array(hashes, n);
 
 	initStringInfo(&sql);
-	appendStringInfo(&sql, "WITH d AS MATERIALIZED (SELECT coalesce(m.k, s.k)::text[] AS k,"
-					 " CASE WHEN s.k IS NULL THEN 'missing' WHEN m.k IS NULL THEN 'extra' ELSE 'differs' END AS problem"
+	appendStringInfo(&sql, "SELECT coalesce(m.k, s.k),"
+					 " CASE WHEN s.k IS NULL THEN 'missing' WHEN m.k IS NULL THEN 'extra' ELSE 'differs' END"
 					 " FROM unnest($1, $2) AS m (k, h) FULL JOIN (");
-	append_keys(&sql, "");
-	appendStringInfo(&sql, ") s ON m.k = s.k WHERE m.h::bigint IS DISTINCT FROM s.h),"
-					 " i AS (INSERT INTO %s.pyreplica_difference (run, replica, schemaname, tablename, key, problem, repaired)"
-					 " SELECT $3, $4, $5, $6, k, problem, $7 FROM d LIMIT $8)"
-					 " SELECT count(*) FROM d", pyr_local_schema());
-	level = pin_settings();
-	if (SPI_execute_with_args(sql.data, 8, types, values, NULL, false, 0) != SPI_OK_SELECT)
-		elog(ERROR, "could not compare the rows");
-	AtEOXact_GUC(false, level);
-	found = strtou64(SPI_getvalue(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1), NULL, 10);
-	run->differences += found;
+	append_keys(&sql, true);
+	appendStringInfoString(&sql, ") s ON m.k = s.k WHERE m.h::bigint IS DISTINCT FROM s.h");
+	query_here(sql.data, 2, types, values);
+
+	found = SPI_processed;
+	keys = palloc((found + 1) * sizeof(Datum));
+	hashes = palloc((found + 1) * sizeof(Datum));
+	for (uint64 i = 0; i < found; i++)
+	{
+		keys[i] = CStringGetTextDatum(SPI_getvalue(SPI_tuptable->vals[i], SPI_tuptable->tupdesc, 1));
+		hashes[i] = CStringGetTextDatum(SPI_getvalue(SPI_tuptable->vals[i], SPI_tuptable->tupdesc, 2));
+	}
+	run->nranges++;
 	if (found > 0)
-		ereport(LOG,
-				(errmsg("pyreplica %s: " UINT64_FORMAT " rows of table \"%s.%s\" differ from the master's",
-						pyr_local_replica(), found,
-						NameStr(table->name.schema), NameStr(table->name.table)),
-				 errdetail("See pyreplica_difference, run " INT64_FORMAT ".",
-						   run->number),
-				 run->repairs ? 0 : errhint("SELECT pyreplica_verify(%s, repair => true) takes the master's.",
-											quote_literal_cstr(pyr_table_qualified(table))),
-				 errhidestmt(true), errhidecontext(true)));
+	{
+		report_differences(found);
+		store_differences(text_array(keys, found), text_array(hashes, found));
+	}
+	run->differences += found;
 	if (found > 0 && run->repairs)
 		run->phase = PHASE_REPAIR;
 	else
@@ -456,10 +531,9 @@ apply_phase(PyrSupplement *supplement, void (*between) (void))
 
 	/* the first row is the description, which must not have changed */
 	if (rows == NIL || table->state != PYR_TABLE_READY)
-	{
-		next_table();
-		return;
-	}
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("the table is not replicated, or not ready, any more")));
 	if (run->layout != NULL && !pyr_layout_is_same(run->layout, linitial(rows)))
 	{
 		pyr_layout_free(run->layout);
@@ -476,6 +550,10 @@ apply_phase(PyrSupplement *supplement, void (*between) (void))
 			run->phase = PHASE_DIGEST;
 			break;
 		case PHASE_DIGEST:
+			if (list_length(rows) != 2)
+				ereport(ERROR,
+						(errcode(ERRCODE_DATA_CORRUPTED),
+						 errmsg("could not read what the master says of its rows")));
 			compare_digests(lsecond(rows));
 			break;
 		case PHASE_KEYS:
@@ -484,6 +562,7 @@ apply_phase(PyrSupplement *supplement, void (*between) (void))
 		case PHASE_REPAIR:
 			pyr_copy_range(run->layout, supplement, true, run->after, run->upto,
 						   between);
+			store_repaired();
 			advance();
 			break;
 	}
@@ -554,7 +633,11 @@ refused(PyrSupplement *supplement, ErrorData *error)
 	if (run == NULL || supplement->what != run ||
 		pyr_is_of_the_system(error->sqlerrcode))
 		ReThrowError(error);
-	fail(error);
+	if (error->sqlerrcode == ERRCODE_LOCK_NOT_AVAILABLE)
+		next_range_at = TimestampTzPlusMilliseconds(GetCurrentTimestamp(),
+													LOCKED_RETRY_MS);
+	else
+		fail(error);
 }
 
 /*
@@ -576,6 +659,7 @@ pyr_verify_ask(const char *schema, int encoding)
 	supplement->apply = apply;
 	supplement->refused = refused;
 	initStringInfo(&sql);
+	supplement->locked = pyr_table_qualified(linitial(run->tables));
 	appendStringInfoString(&sql, pyr_layout_sql(schema, linitial(run->tables)));
 	switch (run->phase)
 	{
@@ -585,7 +669,7 @@ pyr_verify_ask(const char *schema, int encoding)
 			append_digest_of_master(&sql);
 			break;
 		case PHASE_KEYS:
-			append_keys(&sql, "ONLY ");
+			append_keys(&sql, false);
 			break;
 		case PHASE_REPAIR:
 			pyr_copy_append_sql(&sql, run->layout, run->after, run->upto,

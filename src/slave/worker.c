@@ -236,6 +236,20 @@ lose_origin(void)
 }
 
 /*
+ * In a new connection, before the first window.
+ */
+static bool
+look_at_triggers(void)
+{
+	List	   *rows;
+
+	if (!pyr_origin_rows(origin, pyr_tables_triggers_sql(origin->schema), &rows))
+		return false;
+	pyr_tables_take_triggers(rows);
+	return true;
+}
+
+/*
  * Connects, or waits until it is time to try again.
  */
 static void
@@ -254,6 +268,11 @@ connect_origin(void)
 	conninfo_in_use = MemoryContextStrdup(TopMemoryContext, master_conninfo);
 	origin = pyr_origin_open(conninfo_in_use, replica, &position,
 							 should_give_up, &error);
+	if (origin != NULL && !look_at_triggers())
+	{
+		lose_origin();
+		return;
+	}
 	if (origin != NULL)
 	{
 		log_line(LOG, psprintf("Encoding for this connections are %s %s",
@@ -661,8 +680,12 @@ begin(void)
 
 	pyr_local_begin_transaction();
 	pyr_position_load(replica, &position);
-	if (position.stored == NULL && !copy_data)
-		pyr_position_load_dump(replica, &position);
+	if (position.stored == NULL)
+	{
+		pyr_tables_forget_all(replica);
+		if (!copy_data)
+			pyr_position_load_dump(replica, &position);
+	}
 	pyr_tables_load(replica);
 	window = pyr_window_create();
 	next_window = pyr_window_create();
