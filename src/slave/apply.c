@@ -715,7 +715,14 @@ pyr_apply_window(const char *replica, PyrWindow *window, int encoding,
 
 	pyr_position_advance(position, pyr_window_snapshot(window),
 						 pyr_window_wal(window));
-	pyr_position_store(replica, position);
+
+	/*
+	 * A position that is stored must be one that the master will remember, even
+	 * if it is restored from a backup.  If there was no change, the one stored
+	 * before is as good.
+	 */
+	if (!pyr_window_is_empty(window) || position->stored == NULL)
+		pyr_position_store(replica, position);
 	pyr_local_commit_transaction();
 
 	return state.applied;
