@@ -399,9 +399,16 @@ CREATE TABLE replica_dump (
 COMMENT ON TABLE replica_dump IS
 'pyreplica: makes dumps of this database tell where they end, see py_log_add_slave';
 
+CREATE FUNCTION py_log_flush()
+RETURNS pg_lsn
+AS 'MODULE_PATHNAME' LANGUAGE C STRICT VOLATILE;
+COMMENT ON FUNCTION py_log_flush() IS
+'makes the write-ahead log safe as far as it is written, and says how far that is';
+
 -- System identifier, write-ahead log position and snapshot of the transaction;
 -- "!" if they cannot be told: a standby does not know which transactions are
--- in progress, and very many of them do not fit.
+-- in progress, and very many of them do not fit.  What the dump shows must not
+-- be taken back by a crash, so the log is flushed up to there.
 CREATE FUNCTION py_log_here()
 RETURNS text
 LANGUAGE sql STABLE
@@ -409,7 +416,7 @@ SET search_path = pg_catalog, pg_temp
 AS $$
 	SELECT CASE WHEN pg_is_in_recovery() OR length(h) > 4000 THEN '!' ELSE h END
 	  FROM (SELECT (SELECT system_identifier FROM pg_control_system()) || ' ' ||
-				   (CASE WHEN pg_is_in_recovery() THEN 0 ELSE pg_current_wal_insert_lsn() - '0/0' END) || ' ' ||
+				   (CASE WHEN pg_is_in_recovery() THEN 0 ELSE @extschema@.py_log_flush() - '0/0' END) || ' ' ||
 				   pg_current_snapshot()) AS s (h)
 $$;
 

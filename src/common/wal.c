@@ -10,6 +10,10 @@
 #include "access/xlog.h"
 #include "access/xlog_internal.h"
 #include "common/wal.h"
+#include "fmgr.h"
+#include "utils/pg_lsn.h"
+
+PG_FUNCTION_INFO_V1(py_log_flush);
 
 /*
  * Makes everything safe that has been written to the write-ahead log so far,
@@ -38,4 +42,15 @@ pyr_wal_flush(void)
 
 	XLogFlush(here);
 	return here;
+}
+
+/*
+ * py_log_flush() -> pg_lsn
+ *
+ * The same for SQL.
+ */
+Datum
+py_log_flush(PG_FUNCTION_ARGS)
+{
+	PG_RETURN_LSN(pyr_wal_flush());
 }
