@@ -612,20 +612,22 @@ remote_query(PyrRemote *remote, const char *name, const char *sql,
 }
 
 /*
- * Takes in and forgets all notifications; whether there were any.
+ * Takes in all notifications; returns what they tell.
  */
-static bool
+static int
 drain_notifications(PyrRemote *remote)
 {
 	PGnotify   *notify;
-	bool		any = false;
+	int			result = 0;
 
 	while ((notify = PQnotifies(remote->conn)) != NULL)
 	{
-		any = true;
+		result |= PYR_REMOTE_NOTIFIED;
+		if (strcmp(notify->extra, "tables") == 0)
+			result |= PYR_REMOTE_TABLES;
 		PQfreemem(notify);
 	}
-	return any;
+	return result;
 }
 
 static int
@@ -635,8 +637,9 @@ remote_wait(PyrRemote *remote, long timeout_ms)
 	int			rc;
 
 	/* one may have come with an earlier answer */
-	if (drain_notifications(remote))
-		return PYR_REMOTE_NOTIFIED;
+	result = drain_notifications(remote);
+	if (result != 0)
+		return result;
 
 	rc = wait_for(remote, WL_SOCKET_READABLE, timeout_ms);
 	if (rc & WL_SOCKET_READABLE)
@@ -644,8 +647,8 @@ remote_wait(PyrRemote *remote, long timeout_ms)
 		if (!PQconsumeInput(remote->conn) ||
 			PQstatus(remote->conn) != CONNECTION_OK)
 			result |= PYR_REMOTE_AWAY;
-		else if (drain_notifications(remote))
-			result |= PYR_REMOTE_NOTIFIED;
+		else
+			result |= drain_notifications(remote);
 	}
 	if (rc & WL_LATCH_SET)
 		result |= PYR_REMOTE_LATCH;

@@ -38,6 +38,8 @@ typedef bool (*PyrRemoteGiveUp) (void);
 #define PYR_REMOTE_LATCH	0x02
 #define PYR_REMOTE_TIMEOUT	0x04
 #define PYR_REMOTE_AWAY		0x08
+#define PYR_REMOTE_TABLES	0x10	/* with NOTIFIED: tables were added or taken
+									 * away */
 
 typedef struct PyrRemoteFunctions
 {

@@ -100,7 +100,6 @@ static bool is_in_step = false; /* the last window reached to the present */
 static TimestampTz looked_at = 0;
 static double recent_transactions = 0;
 static double recent_seconds = 0;
-static bool was_notified = false;	/* and has not looked yet */
 static double rate = 0;			/* transactions per second, of late */
 
 static TimestampTz away_since = 0;
@@ -474,10 +473,6 @@ look(void)
 		if (pyr_window_is_complete(window))
 			empty_looks++;
 		found_looks = 0;
-
-		/* it was about something else */
-		if (was_notified)
-			pyr_tables_want_list();
 	}
 	else
 	{
@@ -488,7 +483,6 @@ look(void)
 	}
 	pyr_status_window(position.snapshot, applied.transactions, applied.rows,
 					  applied.conflicts, applied.fell_back);
-	was_notified = false;
 	if (pyr_window_is_complete(window))
 	{
 		pyr_status_in_step(at);
@@ -518,12 +512,16 @@ confirm(void)
 }
 
 /*
- * Waits for a notification, the latch or the time; false: connection gone.
+ * Waits for a notification, the latch or the time; what ended it.
  */
-static bool
-rest_for(long timeout_ms)
+static int
+wait_for_origin(long timeout_ms)
 {
-	return (pyr_remote()->wait(origin->remote, timeout_ms) & PYR_REMOTE_AWAY) == 0;
+	int			events = pyr_remote()->wait(origin->remote, timeout_ms);
+
+	if (events & PYR_REMOTE_TABLES)
+		pyr_tables_want_list();
+	return events;
 }
 
 /*
@@ -572,11 +570,9 @@ sleep_announced(void)
 		if (has_prepared)
 			left_ms = Min(left_ms, PREPARED_POLL_MS);
 
-		events = pyr_remote()->wait(origin->remote, left_ms);
+		events = wait_for_origin(left_ms);
 		if (events & PYR_REMOTE_AWAY)
 			return false;
-		if (events & PYR_REMOTE_NOTIFIED)
-			was_notified = true;
 		if (events & (PYR_REMOTE_NOTIFIED | PYR_REMOTE_LATCH))
 			return true;
 		if (has_prepared && !is_confirm_due)
@@ -622,8 +618,8 @@ pace(bool is_behind)
 	if (found_looks >= 2 && !pyr_origin_awake(origin))
 		return false;
 	if (rate > GATHER_RATE)
-		return rest_for(Min((long) (rate / GATHER_RATE * GATHER_MS),
-							GATHER_MS_MAX));
+		return (wait_for_origin(Min((long) (rate / GATHER_RATE * GATHER_MS),
+									GATHER_MS_MAX)) & PYR_REMOTE_AWAY) == 0;
 	return true;
 }
 
