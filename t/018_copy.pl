@@ -214,6 +214,30 @@ is_same_rows($master, $slave, 'target', 'does not keep another one from being tr
 $slave->safe_psql('postgres', 'ALTER TABLE pointer ADD a text');
 wait_ready(18);
 
+# Columns may stand in another order here, and have holes.
+$master->safe_psql('postgres', <<'SQL');
+CREATE TABLE shuffled (a text, id int PRIMARY KEY, gone int, n numeric);
+ALTER TABLE shuffled DROP COLUMN gone;
+ALTER TABLE shuffled RENAME COLUMN n TO amount;
+INSERT INTO shuffled SELECT 'a' || i, i, i / 7.0 FROM generate_series(1, 3000) i;
+SQL
+$slave->safe_psql('postgres',
+	'CREATE TABLE shuffled (old int, amount numeric, id int PRIMARY KEY, a text); ALTER TABLE shuffled DROP COLUMN old');
+log_table($master, 'shuffled');
+wait_ready(19);
+$master->safe_psql('postgres', q(UPDATE shuffled SET a = 'after' WHERE id % 100 = 0));
+wait_caught_up($slave);
+is_same_rows($master, $slave, '(SELECT id, a, amount FROM shuffled)', 'columns are found by name');
+
+# A table gets another name on both sides, one after the other.
+$slave->safe_psql('postgres', 'ALTER TABLE shuffled RENAME TO sorted');
+$master->safe_psql('postgres', 'ALTER TABLE shuffled RENAME TO sorted; DELETE FROM sorted WHERE id < 10');
+ok( $slave->poll_query_until('postgres',
+		q(SELECT count(*) = 1 FROM pyreplica_tables WHERE tablename = 'sorted' AND state = 'ready')),
+	'a table is followed under its new name');
+wait_caught_up($slave);
+is_same_rows($master, $slave, '(SELECT id, a, amount FROM sorted)', 'and nothing of it is lost');
+
 # The trigger is gone for a while, and the slave, too: what happened meanwhile
 # cannot be applied, so the table is copied anew.
 $slave->stop;
@@ -221,7 +245,7 @@ $master->safe_psql('postgres', q(SELECT py_log_drop_tg('small'); DELETE FROM sma
 log_table($master, 'small');
 $master->safe_psql('postgres', q(INSERT INTO small VALUES (2, 'again')));
 $slave->start;
-wait_ready(18);
+wait_ready(19);
 wait_caught_up($slave);
 is_same_rows($master, $slave, 'small', 'a trigger that is another one is noticed');
 is(status_value($slave, 'errors'), '0', 'before anything goes wrong');
@@ -240,7 +264,7 @@ $slave->poll_query_until('postgres',
 	q(SELECT count(*) = 0 FROM pyreplica_tables WHERE state IN ('waiting', 'copying')));
 $slave->safe_psql('postgres', q(SELECT pyreplica_resync(format('%I.%I', schemaname, tablename)::regclass) FROM pyreplica_tables WHERE state = 'error' AND tablename <> 'seen'));
 $slave->safe_psql('postgres', 'DELETE FROM behind');
-wait_ready(18);
+wait_ready(19);
 wait_caught_up($slave);
 is_same_rows($master, $slave, $_, "$_ is equal after all") for 'small', 'large', 'seen', 'ONLY parent';
 

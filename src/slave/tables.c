@@ -14,7 +14,8 @@
  * created.  If tables are copied, the copy will bring it.
  *
  * A table with another log trigger than before may have been changed while it
- * had none; it is copied anew, over what is there.
+ * had none; it is copied anew, over what is there.  So is a table with another
+ * name: changes since it got that name were made to a table that we did not know.
  *
  *-------------------------------------------------------------------------
  */
@@ -375,6 +376,25 @@ forget_table(PyrTable *table)
 }
 
 /*
+ * Whether a table had this log trigger under another name.
+ */
+static bool
+is_trigger_known(Oid trigger)
+{
+	HASH_SEQ_STATUS status;
+	PyrTable   *table;
+	bool		is_known = false;
+
+	hash_seq_init(&status, tables);
+	while ((table = hash_seq_search(&status)) != NULL)
+	{
+		if (table->state != PYR_TABLE_UNKNOWN && table->trigger == trigger)
+			is_known = true;
+	}
+	return is_known;
+}
+
+/*
  * Takes in the master's list, which is true where the window ends that the
  * current transaction applies.
  */
@@ -407,7 +427,9 @@ pyr_tables_take_list(List *rows)
 		if (table->state != PYR_TABLE_UNKNOWN && table->trigger == trigger)
 			continue;
 		table->rows_expected = strtoll(row[3], NULL, 10);
-		if (table->state == PYR_TABLE_UNKNOWN || !OidIsValid(table->trigger))
+		if (table->state == PYR_TABLE_UNKNOWN)
+			begin_table(table, trigger, is_trigger_known(trigger));
+		else if (!OidIsValid(table->trigger))
 			begin_table(table, trigger, false);
 		else
 			begin_table(table, trigger,
