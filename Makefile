@@ -28,6 +28,7 @@ OBJS = \
 	src/master/place.o \
 	src/master/writer.o \
 	src/master/reader.o \
+	src/master/cleaner.o \
 	src/slave/status.o \
 	src/slave/launcher.o \
 	src/slave/worker.o \

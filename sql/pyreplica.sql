@@ -68,8 +68,26 @@ CREATE TABLE replica_slave (
 	name		text PRIMARY KEY,
 	"position"	pg_snapshot NOT NULL,
 	confirmed_at timestamptz,
-	attached_at	timestamptz
+	attached_at	timestamptz,
+	let_go_at	timestamptz,
+	begins_anew	boolean NOT NULL DEFAULT false
 ) WITH (fillfactor = 50);
+COMMENT ON COLUMN replica_slave.let_go_at IS 'since when the log is not kept for it (pyreplica.max_backlog)';
+COMMENT ON COLUMN replica_slave.begins_anew IS 'it is back, and was told to make its tables equal from "position" on, but has not confirmed that it does';
+
+-- The process that serves a slave; NULL: it is not connected.
+CREATE FUNCTION py_log_slave_pid(slave text)
+RETURNS integer
+LANGUAGE sql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+	SELECT k.pid FROM pg_locks k
+	 WHERE k.locktype = 'advisory' AND k.granted AND k.objsubid = 2
+	   AND k.database = (SELECT d.oid FROM pg_database d WHERE d.datname = current_database())
+	   AND k.classid = 1887007347::oid
+	   AND k.objid::bigint = (hashtext(slave)::bigint & 4294967295)
+	 LIMIT 1
+$$;
 
 CREATE FUNCTION py_log_changes(changes bytea,
 	OUT number bigint, OUT schemaname text, OUT tablename text,
@@ -478,11 +496,14 @@ COMMENT ON FUNCTION py_log_fetch(pg_snapshot, integer, integer) IS
 -- here: if this server remembers less, it has gone back in time.  wal is the
 -- write-ahead log position that belongs to slave_position.  A slave that copies
 -- its tables needs nothing from before its first time.
+--
+-- A slave that was let go has to make its tables equal from the new position on
+-- (begins_anew).  It is told so until it comes with that position.
 CREATE FUNCTION py_log_attach(
 	slave text,
 	slave_system text, slave_position pg_snapshot, slave_confirmed pg_snapshot,
 	slave_wal pg_lsn, slave_copies boolean,
-	OUT system_identifier text, OUT "position" pg_snapshot)
+	OUT system_identifier text, OUT "position" pg_snapshot, OUT begins_anew boolean)
 RETURNS record
 LANGUAGE plpgsql SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
@@ -527,6 +548,9 @@ BEGIN
 			HINT = format('If it was made anew: SELECT py_log_drop_slave(%1$L), py_log_add_slave(%1$L) on the master, then restore it from a dump.', slave);
 	END IF;
 
+	begins_anew := slave_position IS NOT NULL AND
+		(known.let_go_at IS NOT NULL OR
+		 known.begins_anew AND NOT @extschema@.py_log_covers(slave_position, known."position"));
 	IF slave_position IS NULL THEN
 		-- the first time: from where it was added, or the log's beginning
 		"position" := CASE WHEN slave_copies THEN here
@@ -551,6 +575,9 @@ BEGIN
 				DETAIL = 'It was dropped with py_log_drop_slave, or the master was restored from a backup.',
 				HINT = format('If it was dropped by mistake, SELECT py_log_add_slave(%L) on the master lets it continue as long as the log still has everything it needs.', slave);
 		END IF;
+		IF begins_anew THEN
+			"position" := here;
+		END IF;
 	END IF;
 
 	IF NOT @extschema@.py_log_covers("position", horizon) THEN
@@ -562,47 +589,75 @@ BEGIN
 			HINT = format('Register it with SELECT py_log_add_slave(%L) on the master, restore the slave''s tables from a dump taken then, and delete its row in pyreplica_position, if any.', slave);
 	END IF;
 
-	INSERT INTO @extschema@.replica_slave AS s (name, "position", attached_at)
-	VALUES (slave, py_log_attach."position", now())
+	INSERT INTO @extschema@.replica_slave AS s (name, "position", attached_at, begins_anew)
+	VALUES (slave, py_log_attach."position", now(), coalesce(py_log_attach.begins_anew, false))
 	ON CONFLICT (name) DO UPDATE
-	SET "position" = excluded."position", attached_at = excluded.attached_at;
+	SET "position" = excluded."position", attached_at = excluded.attached_at,
+		let_go_at = NULL, begins_anew = excluded.begins_anew;
 END
 $$;
 
--- Turns the log to its next inner table when the current one is large, and
--- empties those that every slave has passed.  Never waits for a lock.
-CREATE FUNCTION py_log_rotate()
+-- A size from a setting; it may not be known here as a setting of pyreplica.
+CREATE FUNCTION py_log_bytes(setting text, otherwise bigint)
+RETURNS bigint
+LANGUAGE sql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$ SELECT coalesce(pg_size_bytes(nullif(current_setting(setting, true), '')), otherwise) $$;
+
+-- What the log takes on disk.
+CREATE FUNCTION py_log_size()
+RETURNS bigint
+LANGUAGE sql VOLATILE
+SET search_path = pg_catalog, pg_temp
+AS $$
+	SELECT pg_total_relation_size('@extschema@.replica_log_1'::regclass) +
+		   pg_total_relation_size('@extschema@.replica_log_2'::regclass) +
+		   pg_total_relation_size('@extschema@.replica_log_3'::regclass)
+$$;
+
+-- Turns the log to its next inner table when the current one is large.  With
+-- pyreplica.max_backlog, that is early enough that what cannot be emptied yet,
+-- because it is current, is the smaller part of it.
+CREATE FUNCTION py_log_turn()
 RETURNS void
-LANGUAGE plpgsql SECURITY DEFINER
+LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
 	now_at	int;
 	next	int;
-	inner_table regclass;
-	slowest	pg_snapshot;
-	passed	boolean;
+	large	bigint := @extschema@.py_log_bytes('pyreplica.log_rotate_size', 67108864);
+	backlog	bigint := @extschema@.py_log_bytes('pyreplica.max_backlog', 0);
 BEGIN
-	-- each statement below must see what is there once it has its lock
-	IF current_setting('transaction_isolation') <> 'read committed' THEN
-		RETURN;
+	IF backlog > 0 THEN
+		large := least(large, backlog / 4);
 	END IF;
-	-- one at a time
-	IF NOT pg_try_advisory_xact_lock(1887007333, 2) THEN
-		RETURN;
-	END IF;
-
 	SELECT last_value INTO now_at FROM @extschema@.replica_log_current;
 	next := now_at % 3 + 1;
-	IF pg_relation_size(format('@extschema@.replica_log_%s', now_at)::regclass) >
-	   pg_size_bytes(coalesce(current_setting('pyreplica.log_rotate_size', true), '64MB'))
+	IF pg_relation_size(format('@extschema@.replica_log_%s', now_at)::regclass) > large
 	   AND pg_relation_size(format('@extschema@.replica_log_%s', next)::regclass) = 0
 	THEN
 		-- not setval: this tells all sessions that something changed
 		EXECUTE format('ALTER SEQUENCE @extschema@.replica_log_current RESTART WITH %s', next);
-		now_at := next;
 	END IF;
+END
+$$;
 
+-- Empties the inner tables that every slave has passed.  Never waits for a lock.
+-- Without any slave the log is kept from its beginning, for the first one; but
+-- not if it is too large.
+CREATE FUNCTION py_log_empty(too_large boolean)
+RETURNS void
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+	now_at	int;
+	inner_table regclass;
+	slowest	pg_snapshot;
+	passed	boolean;
+BEGIN
+	SELECT last_value INTO now_at FROM @extschema@.replica_log_current;
 	FOR i IN 1 .. 3 LOOP
 		inner_table := format('@extschema@.replica_log_%s', i)::regclass;
 		CONTINUE WHEN i = now_at OR pg_relation_size(inner_table) = 0;
@@ -615,18 +670,23 @@ BEGIN
 			-- an entry that some slave has not passed?
 			EXECUTE format(
 				'SELECT NOT EXISTS (SELECT FROM @extschema@.replica_slave s
-					WHERE EXISTS (SELECT FROM ONLY %1$s l
+					WHERE s.let_go_at IS NULL
+					  AND EXISTS (SELECT FROM ONLY %1$s l
 						WHERE l.xid >= pg_snapshot_xmin(s."position")
 						  AND NOT pg_visible_in_snapshot(l.xid, s."position")))
-				   AND EXISTS (SELECT FROM @extschema@.replica_slave)', inner_table)
-			   INTO passed;
+				   AND ($1 OR EXISTS (SELECT FROM @extschema@.replica_slave))', inner_table)
+			   INTO passed USING too_large;
 			CONTINUE WHEN NOT passed;
 
-			-- the slave that all others are ahead of
+			-- the slave that all others are ahead of; if there is none, nobody
+			-- needs what is here now
 			SELECT s."position" INTO slowest FROM @extschema@.replica_slave s
-			 WHERE NOT EXISTS (SELECT FROM @extschema@.replica_slave o
-				WHERE NOT @extschema@.py_log_covers(o."position", s."position"))
+			 WHERE s.let_go_at IS NULL
+			   AND NOT EXISTS (SELECT FROM @extschema@.replica_slave o
+				WHERE o.let_go_at IS NULL
+				  AND NOT @extschema@.py_log_covers(o."position", s."position"))
 			 LIMIT 1;
+			slowest := coalesce(slowest, pg_current_snapshot());
 			UPDATE @extschema@.replica_log_state
 			   SET horizon = slowest, cleaned_at = clock_timestamp()
 			 WHERE NOT @extschema@.py_log_covers(horizon, slowest);
@@ -634,6 +694,65 @@ BEGIN
 		EXCEPTION WHEN lock_not_available THEN
 			NULL;
 		END;
+	END LOOP;
+END
+$$;
+
+-- Of the slaves that are away and that something in the log is kept for, lets the
+-- one go that is farthest behind.  False: there is none.
+CREATE FUNCTION py_log_let_go()
+RETURNS boolean
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+	slave	text;
+BEGIN
+	SELECT s.name INTO slave
+	  FROM @extschema@.replica_slave s
+	 WHERE s.let_go_at IS NULL AND @extschema@.py_log_slave_pid(s.name) IS NULL
+	   AND EXISTS (SELECT FROM @extschema@.replica_log l
+					WHERE l.xid >= pg_snapshot_xmin(s."position")
+					  AND NOT pg_visible_in_snapshot(l.xid, s."position"))
+	 ORDER BY pg_snapshot_xmin(s."position"), pg_snapshot_xmax(s."position")
+	 LIMIT 1 FOR UPDATE SKIP LOCKED;
+	IF NOT FOUND THEN
+		RETURN false;
+	END IF;
+	UPDATE @extschema@.replica_slave s SET let_go_at = clock_timestamp() WHERE s.name = slave;
+	RAISE LOG 'pyreplica: the log is not kept any more for slave "%", which is away', slave
+		USING DETAIL = format('The log takes %s; pyreplica.max_backlog is %s.',
+							  pg_size_pretty(@extschema@.py_log_size()), current_setting('pyreplica.max_backlog', true)),
+		HINT = 'When the slave is back, it makes its tables equal to the master''s by itself.';
+	RETURN true;
+END
+$$;
+
+-- Keeps the log small.  Slaves call it now and then; writers have it called when
+-- the log is large and may have a limit, see src/master/cleaner.c.
+CREATE FUNCTION py_log_rotate()
+RETURNS void
+LANGUAGE plpgsql SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+	backlog	bigint := @extschema@.py_log_bytes('pyreplica.max_backlog', 0);
+	too_large boolean;
+BEGIN
+	-- each statement must see what is there once it has its lock
+	IF current_setting('transaction_isolation') <> 'read committed' THEN
+		RETURN;
+	END IF;
+	-- one at a time
+	IF NOT pg_try_advisory_xact_lock(1887007333, 2) THEN
+		RETURN;
+	END IF;
+	LOOP
+		PERFORM @extschema@.py_log_turn();
+		too_large := backlog > 0 AND @extschema@.py_log_size() > backlog;
+		PERFORM @extschema@.py_log_empty(too_large);
+		EXIT WHEN NOT too_large OR @extschema@.py_log_size() <= backlog;
+		EXIT WHEN NOT @extschema@.py_log_let_go();
 	END LOOP;
 END
 $$;
@@ -648,7 +767,8 @@ SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
 	UPDATE @extschema@.replica_slave s
-	   SET "position" = py_log_confirm."position", confirmed_at = clock_timestamp()
+	   SET "position" = py_log_confirm."position", confirmed_at = clock_timestamp(),
+		   begins_anew = false
 	 WHERE s.name = slave;
 	IF NOT FOUND THEN
 		RAISE EXCEPTION 'slave "%" is not known to the master any more', slave
@@ -683,10 +803,11 @@ BEGIN
 		IF NOT EXISTS (
 			SELECT FROM @extschema@.replica_slave s
 			 WHERE (slave IS NULL OR s.name = slave)
-			   AND EXISTS (SELECT FROM @extschema@.replica_log l
-							WHERE l.xid >= pg_snapshot_xmin(s."position")
-							  AND NOT pg_visible_in_snapshot(l.xid, s."position")
-							  AND pg_visible_in_snapshot(l.xid, here))) THEN
+			   AND (s.let_go_at IS NOT NULL OR s.begins_anew OR
+					EXISTS (SELECT FROM @extschema@.replica_log l
+							 WHERE l.xid >= pg_snapshot_xmin(s."position")
+							   AND NOT pg_visible_in_snapshot(l.xid, s."position")
+							   AND pg_visible_in_snapshot(l.xid, here)))) THEN
 			RETURN true;
 		END IF;
 		IF clock_timestamp() >= until THEN
@@ -705,6 +826,7 @@ SELECT s.name,
 	   l.pid IS NOT NULL AS connected,
 	   l.pid,
 	   s.confirmed_at,
+	   s.let_go_at,
 	   b.entries AS entries_behind,
 	   b.bytes AS bytes_behind,
 	   CASE WHEN b.oldest IS NULL THEN interval '0'
@@ -712,15 +834,8 @@ SELECT s.name,
 	   s."position",
 	   s.attached_at
   FROM @extschema@.replica_slave s
-  LEFT JOIN LATERAL (
-		SELECT k.pid FROM pg_catalog.pg_locks k
-		 WHERE k.locktype = 'advisory' AND k.granted AND k.objsubid = 2
-		   AND k.database = (SELECT d.oid FROM pg_catalog.pg_database d
-							  WHERE d.datname = pg_catalog.current_database())
-		   AND k.classid = 1887007347::oid
-		   AND k.objid::bigint = (pg_catalog.hashtext(s.name)::bigint & 4294967295)
-		 LIMIT 1) l ON true
-  CROSS JOIN LATERAL (
+ CROSS JOIN LATERAL @extschema@.py_log_slave_pid(s.name) AS l(pid)
+ CROSS JOIN LATERAL (
 		SELECT pg_catalog.count(*) FILTER (WHERE e.part = 0) AS entries,
 			   coalesce(pg_catalog.sum(pg_catalog.length(e.changes)), 0) AS bytes,
 			   pg_catalog.min(e.at) AS oldest
@@ -939,11 +1054,13 @@ REVOKE ALL ON FUNCTION
 	py_log_drop_tg(text, text), py_log_drop_tg(text),
 	py_log_add_slave(text), py_log_drop_slave(text),
 	py_log_attach(text, text, pg_snapshot, pg_snapshot, pg_lsn, boolean),
-	py_log_rotate(), py_log_confirm(text, pg_snapshot), py_log_grant(name),
+	py_log_rotate(), py_log_turn(), py_log_empty(boolean), py_log_let_go(),
+	py_log_size(), py_log_bytes(text, bigint), py_log_slave_pid(text),
+	py_log_confirm(text, pg_snapshot), py_log_grant(name),
 	py_log_key(oid), py_log_order(oid, oid), py_log_describe(text, text),
 	py_log_wait(text, interval),
 	pyreplica_status(), pyreplica_wake(), pyreplica_resync(regclass, text),
 	pyreplica_verify_run(text, text, boolean), pyreplica_verify(regclass, text, boolean)
 FROM PUBLIC;
 GRANT SELECT ON pyreplica_slaves, pyreplica_status, pyreplica_tables, pyreplica_difference TO pg_monitor;
-GRANT EXECUTE ON FUNCTION pyreplica_status() TO pg_monitor;
+GRANT EXECUTE ON FUNCTION pyreplica_status(), py_log_slave_pid(text) TO pg_monitor;

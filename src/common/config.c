@@ -80,6 +80,13 @@ int			capture_memory_kb = 16 * 1024;
  */
 int			log_rotate_size_kb = 64 * 1024;
 
+/*
+ * Master: the most that the log may take on disk because of slaves that are
+ * away; past it, it is not kept any more for the one farthest behind.  0: no
+ * limit.  Slaves that are connected always find what they need.
+ */
+int			max_backlog_kb = 0;
+
 static const struct config_enum_entry apply_mode_options[] = {
 	{"auto", PYR_APPLY_AUTO, false},
 	{"strict", PYR_APPLY_STRICT, false},
@@ -305,6 +312,15 @@ pyr_config_define(void)
 							NULL,
 							&log_rotate_size_kb,
 							64 * 1024, 64, MAX_KILOBYTES,
+							PGC_SIGHUP,
+							GUC_UNIT_KB,
+							NULL, NULL, NULL);
+
+	DefineCustomIntVariable("pyreplica.max_backlog",
+							"Most that the log takes because of slaves that are away; 0: no limit.",
+							"Past it the log is let go for them; they make their tables equal when they are back.",
+							&max_backlog_kb,
+							0, 0, MAX_KILOBYTES,
 							PGC_SIGHUP,
 							GUC_UNIT_KB,
 							NULL, NULL, NULL);

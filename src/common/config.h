@@ -17,6 +17,7 @@ typedef enum PyrApplyMode
 /* master */
 extern int	capture_memory_kb;
 extern int	log_rotate_size_kb;
+extern int	max_backlog_kb;
 
 /* slave */
 extern const char *master_conninfo;

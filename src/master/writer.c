@@ -33,6 +33,7 @@
 #include "common/compat.h"
 #include "common/hashfn.h"
 #include "executor/executor.h"
+#include "master/cleaner.h"
 #include "master/place.h"
 #include "master/writer.h"
 #include "miscadmin.h"
@@ -319,6 +320,7 @@ pyr_writer_end(PyrWriter *writer)
 	finish_entry(writer);
 	if (writer->bulk != NULL)
 		FreeBulkInsertState(writer->bulk);
+	pyr_cleaner_notice(writer->table);
 
 	/* the lock stays until the end: the table must not be emptied before */
 	table_close(writer->table, NoLock);

@@ -135,13 +135,14 @@ find_extension(PyrOrigin *origin)
 
 /*
  * Presents our position to the master, which refuses one that it cannot
- * continue from, and tells where a new replica begins.
+ * continue from, and tells where a new replica begins, or one that was away for
+ * too long.
  */
 static bool
 attach(PyrOrigin *origin, const char *replica, PyrPosition *position)
 {
 	char		wal[32];
-	char	   *answer[2] = {NULL, NULL};
+	char	   *answer[3] = {NULL, NULL, NULL};
 	const char *params[6];
 
 	/* what the master is told of must be safe here */
@@ -155,12 +156,15 @@ attach(PyrOrigin *origin, const char *replica, PyrPosition *position)
 	params[4] = wal;
 	params[5] = copy_data ? "true" : "false";
 	if (!query(origin,
-			   psprintf("SELECT a.system_identifier, a.\"position\"::text"
+			   psprintf("SELECT a.system_identifier, a.\"position\"::text, a.begins_anew::text"
 						"  FROM %s.py_log_attach($1, $2, $3, $4, $5, $6) a",
 						origin->schema),
 			   6, params, keep_strings, answer))
 		return false;
 
+	origin->begins_anew = answer[2] != NULL && strcmp(answer[2], "true") == 0;
+	if (origin->begins_anew)
+		pyr_position_advance(position, answer[1], 0);
 	if (position->stored == NULL)
 	{
 		pyr_position_advance(position, answer[1], 0);

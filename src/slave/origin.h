@@ -21,6 +21,8 @@ typedef struct PyrOrigin
 	char	   *schema;			/* of the extension there, quoted */
 	int			encoding;		/* of the database there */
 	bool		is_announced;	/* writers there know that we may sleep */
+	bool		begins_anew;	/* the log was let go for us; all tables are to be
+								 * made equal from the position on */
 } PyrOrigin;
 
 extern const PyrRemoteFunctions *pyr_remote(void);

@@ -235,6 +235,23 @@ pyr_table_begin_anew(PyrTable *table)
 }
 
 /*
+ * All tables are copied once more.  Needs SPI.
+ */
+void
+pyr_tables_begin_anew(void)
+{
+	HASH_SEQ_STATUS status;
+	PyrTable   *table;
+
+	hash_seq_init(&status, tables);
+	while ((table = hash_seq_search(&status)) != NULL)
+	{
+		if (table->state != PYR_TABLE_UNKNOWN)
+			pyr_table_begin_anew(table);
+	}
+}
+
+/*
  * Asks the master for the tables' triggers.
  */
 const char *

@@ -58,6 +58,7 @@ extern void pyr_tables_forget_all(const char *replica);
 extern const char *pyr_tables_triggers_sql(const char *schema);
 extern void pyr_tables_take_triggers(List *rows);
 extern void pyr_table_begin_anew(PyrTable *table);
+extern void pyr_tables_begin_anew(void);
 extern PyrTable *pyr_tables_of_shape(PyrShape *shape);
 extern const char *pyr_tables_list_sql(const char *schema);
 extern void pyr_tables_take_list(List *rows);

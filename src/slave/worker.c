@@ -249,6 +249,22 @@ look_at_triggers(void)
 }
 
 /*
+ * What was changed while we were away is not in the log any more.  Everything
+ * is made equal from the new position on, as the tables are now.
+ */
+static void
+begin_anew(void)
+{
+	log_line(LOG, "the master did not keep the log for so long (pyreplica.max_backlog there); making all tables equal");
+	pyr_local_begin_transaction();
+	pyr_tables_begin_anew();
+	pyr_position_store(replica, &position);
+	pyr_local_commit_transaction();
+	applied_up_to = XactLastCommitEnd;
+	is_confirm_due = true;
+}
+
+/*
  * Connects, or waits until it is time to try again.
  */
 static void
@@ -267,6 +283,8 @@ connect_origin(void)
 	conninfo_in_use = MemoryContextStrdup(TopMemoryContext, master_conninfo);
 	origin = pyr_origin_open(conninfo_in_use, replica, &position,
 							 should_give_up, &error);
+	if (origin != NULL && origin->begins_anew)
+		begin_anew();
 	if (origin != NULL && !look_at_triggers())
 	{
 		lose_origin();

@@ -1,0 +1,16 @@
+/*-------------------------------------------------------------------------
+ *
+ * cleaner.h
+ *	  Keeps the log small while no slave does.
+ *
+ *-------------------------------------------------------------------------
+ */
+#ifndef PYR_CLEANER_H
+#define PYR_CLEANER_H
+
+#include "utils/relcache.h"
+
+extern void pyr_cleaner_notice(Relation inner_table);
+extern PGDLLEXPORT void pyr_cleaner_main(Datum arg);
+
+#endif							/* PYR_CLEANER_H */
