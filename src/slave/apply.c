@@ -24,7 +24,6 @@
  */
 #include "postgres.h"
 
-#include "access/xact.h"
 #include "catalog/pg_class.h"
 #include "commands/trigger.h"
 #include "common/config.h"
@@ -45,7 +44,6 @@
 #include "utils/builtins.h"
 #include "utils/lsyscache.h"
 #include "utils/memutils.h"
-#include "utils/resowner.h"
 #include "utils/timestamp.h"
 
 #define REPORT_INTERVAL_MS	200
@@ -628,6 +626,13 @@ forget_sets(ApplyState *state, ErrorData *why)
 	pyr_window_rewind(state->window);
 }
 
+/* a PyrAttempt */
+static bool
+attempt_transactions(void *arg)
+{
+	return apply_transactions(arg);
+}
+
 /*
  * Applies the window in sets.  False: that cannot be done, and nothing of it
  * has been.
@@ -635,39 +640,13 @@ forget_sets(ApplyState *state, ErrorData *why)
 static bool
 apply_in_sets(ApplyState *state)
 {
-	MemoryContext context = CurrentMemoryContext;
-	ResourceOwner owner = CurrentResourceOwner;
-	ErrorContextCallback *callbacks = error_context_stack;
-	volatile bool is_done = false;
-	ErrorData  *volatile error = NULL;
+	ErrorData  *error;
 
 	state->merge = get_merge();
-	BeginInternalSubTransaction(NULL);
-	MemoryContextSwitchTo(context);
-	PG_TRY();
-	{
-		is_done = apply_transactions(state);
-	}
-	PG_CATCH();
-	{
-		MemoryContextSwitchTo(context);
-		error = CopyErrorData();
-		if (pyr_is_of_the_system(error->sqlerrcode))
-			PG_RE_THROW();
-		FlushErrorState();
-	}
-	PG_END_TRY();
-
-	if (is_done)
-		ReleaseCurrentSubTransaction();
-	else
-		RollbackAndReleaseCurrentSubTransaction();
-	MemoryContextSwitchTo(context);
-	CurrentResourceOwner = owner;
-	error_context_stack = callbacks;
-	if (!is_done)
-		forget_sets(state, error);
-	return is_done;
+	if (pyr_local_try(attempt_transactions, state, &error))
+		return true;
+	forget_sets(state, error);
+	return false;
 }
 
 /*

@@ -56,7 +56,6 @@
 #include "utils/memutils.h"
 #include "utils/rel.h"
 #include "utils/syscache.h"
-#include "utils/resowner.h"
 #include "utils/timestamp.h"
 #include "utils/typcache.h"
 
@@ -548,6 +547,22 @@ apply_supplement(PyrSupplement *supplement, void (*between) (void))
 	}
 }
 
+/* a PyrAttempt's argument */
+typedef struct Supplied
+{
+	PyrSupplement *supplement;
+	void		(*between) (void);
+} Supplied;
+
+static bool
+attempt_supplement(void *arg)
+{
+	Supplied   *supplied = arg;
+
+	apply_supplement(supplied->supplement, supplied->between);
+	return true;
+}
+
 /*
  * Takes in what came with a window whose changes have just been applied, in the
  * same transaction.  If that fails because of the table, the table alone
@@ -557,44 +572,25 @@ static void
 apply(PyrSupplement *supplement, void (*between) (void))
 {
 	Ask		   *ask = supplement->what;
-	MemoryContext context = CurrentMemoryContext;
-	ResourceOwner owner = CurrentResourceOwner;
+	Supplied	supplied = {supplement, between};
 	PyrTable	before = {0};
-	ErrorData  *volatile error = NULL;
+	ErrorData  *error;
 
 	if (ask->table != NULL)
 		before = *ask->table;
-	BeginInternalSubTransaction(NULL);
-	MemoryContextSwitchTo(context);
-	PG_TRY();
+	if (!pyr_local_try(attempt_supplement, &supplied, &error))
 	{
-		apply_supplement(supplement, between);
-		ReleaseCurrentSubTransaction();
-	}
-	PG_CATCH();
-	{
-		MemoryContextSwitchTo(context);
-		error = CopyErrorData();
-		if (ask->table == NULL || pyr_is_of_the_system(error->sqlerrcode) ||
-			ask->table->bookmark != before.bookmark)
-			PG_RE_THROW();
-		FlushErrorState();
-		RollbackAndReleaseCurrentSubTransaction();
-	}
-	PG_END_TRY();
-	MemoryContextSwitchTo(context);
-	CurrentResourceOwner = owner;
-	if (copy != NULL)
-		copy->last = NULL;
-
-	if (error != NULL)
-	{
+		/* what is known of the table cannot be taken back, or there is none */
+		if (ask->table == NULL || ask->table->bookmark != before.bookmark)
+			ReThrowError(error);
 		end_copy();
 		pyr_table_set_state(ask->table, before.state);
 		ask->table->rows_copied = before.rows_copied;
 		ask->table->started_at = before.started_at;
 		pyr_table_fail(ask->table, error);
 	}
+	if (copy != NULL)
+		copy->last = NULL;
 }
 
 /*

@@ -20,6 +20,7 @@
 #include "utils/guc.h"
 #include "utils/lsyscache.h"
 #include "utils/memutils.h"
+#include "utils/resowner.h"
 #include "utils/snapmgr.h"
 
 static const char *replica_name = NULL;
@@ -233,4 +234,44 @@ pyr_is_of_the_system(int sqlerrcode)
 	return category == ERRCODE_TO_CATEGORY(ERRCODE_INSUFFICIENT_RESOURCES) ||
 		category == ERRCODE_TO_CATEGORY(ERRCODE_OPERATOR_INTERVENTION) ||
 		category == ERRCODE_TO_CATEGORY(ERRCODE_SYSTEM_ERROR);
+}
+
+/*
+ * Makes the attempt in a subtransaction.  If it fails, all of it is taken back
+ * and the error returned, in the current memory context; so it is, without an
+ * error, if the attempt itself says that it came to nothing.  Errors of the
+ * system are thrown.
+ */
+bool
+pyr_local_try(PyrAttempt attempt, void *arg, ErrorData **error)
+{
+	MemoryContext context = CurrentMemoryContext;
+	ResourceOwner owner = CurrentResourceOwner;
+	ErrorData  *volatile caught = NULL;
+	volatile bool is_done = false;
+
+	BeginInternalSubTransaction(NULL);
+	MemoryContextSwitchTo(context);
+	PG_TRY();
+	{
+		is_done = attempt(arg);
+	}
+	PG_CATCH();
+	{
+		MemoryContextSwitchTo(context);
+		caught = CopyErrorData();
+		if (pyr_is_of_the_system(caught->sqlerrcode))
+			PG_RE_THROW();
+		FlushErrorState();
+	}
+	PG_END_TRY();
+
+	if (is_done)
+		ReleaseCurrentSubTransaction();
+	else
+		RollbackAndReleaseCurrentSubTransaction();
+	MemoryContextSwitchTo(context);
+	CurrentResourceOwner = owner;
+	*error = caught;
+	return is_done;
 }

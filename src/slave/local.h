@@ -8,6 +8,8 @@
 #ifndef PYR_LOCAL_H
 #define PYR_LOCAL_H
 
+#include "utils/elog.h"
+
 /* whose rights are in force */
 typedef struct PyrIdentity
 {
@@ -15,6 +17,9 @@ typedef struct PyrIdentity
 	int			security;
 	int			settings;		/* nest level */
 } PyrIdentity;
+
+/* something that may fail; false: it came to nothing */
+typedef bool (*PyrAttempt) (void *arg);
 
 extern void pyr_local_begin_session(const char *replica);
 extern void pyr_local_begin_transaction(void);
@@ -24,6 +29,7 @@ extern const char *pyr_local_replica(void);
 extern const char *pyr_local_schema(void);
 extern Oid	pyr_local_relation(const char *name);
 extern bool pyr_is_of_the_system(int sqlerrcode);
+extern bool pyr_local_try(PyrAttempt attempt, void *arg, ErrorData **error);
 extern PyrIdentity pyr_local_become(Oid user);
 extern void pyr_local_become_again(PyrIdentity before);
 

@@ -24,7 +24,6 @@
  */
 #include "postgres.h"
 
-#include "access/xact.h"
 #include "catalog/pg_type.h"
 #include "common/config.h"
 #include "executor/spi.h"
@@ -39,7 +38,6 @@
 #include "utils/builtins.h"
 #include "utils/guc.h"
 #include "utils/memutils.h"
-#include "utils/resowner.h"
 #include "utils/timestamp.h"
 
 /* a range should take so long to be looked at here */
@@ -587,38 +585,34 @@ fail(ErrorData *error)
 		next_table();
 }
 
+/* a PyrAttempt's argument */
+typedef struct Supplied
+{
+	PyrSupplement *supplement;
+	void		(*between) (void);
+} Supplied;
+
+static bool
+attempt_phase(void *arg)
+{
+	Supplied   *supplied = arg;
+
+	apply_phase(supplied->supplement, supplied->between);
+	return true;
+}
+
 static void
 apply(PyrSupplement *supplement, void (*between) (void))
 {
-	MemoryContext context = CurrentMemoryContext;
-	ResourceOwner owner = CurrentResourceOwner;
-	ErrorData  *volatile error = NULL;
+	Supplied	supplied = {supplement, between};
+	ErrorData  *error;
 	bool		is_background;
 	long		ms;
 
 	if (run == NULL || supplement->what != run)
 		return;
 	is_background = run->request == 0;
-	BeginInternalSubTransaction(NULL);
-	MemoryContextSwitchTo(context);
-	PG_TRY();
-	{
-		apply_phase(supplement, between);
-		ReleaseCurrentSubTransaction();
-	}
-	PG_CATCH();
-	{
-		MemoryContextSwitchTo(context);
-		error = CopyErrorData();
-		if (pyr_is_of_the_system(error->sqlerrcode))
-			PG_RE_THROW();
-		FlushErrorState();
-		RollbackAndReleaseCurrentSubTransaction();
-	}
-	PG_END_TRY();
-	MemoryContextSwitchTo(context);
-	CurrentResourceOwner = owner;
-	if (error != NULL && run != NULL)
+	if (!pyr_local_try(attempt_phase, &supplied, &error) && run != NULL)
 		fail(error);
 
 	ms = TimestampDifferenceMilliseconds(asked_at, GetCurrentTimestamp());
