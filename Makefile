@@ -36,6 +36,8 @@ OBJS = \
 	src/slave/fetch.o \
 	src/slave/tables.o \
 	src/slave/layout.o \
+	src/slave/collision.o \
+	src/slave/mend.o \
 	src/slave/copy.o \
 	src/slave/verify.o \
 	src/slave/merge.o \

@@ -171,6 +171,24 @@ typedef CopyState CopyFromState;
 	BeginCopyFrom(pstate, rel, NULL, false, source, columns, options)
 #endif
 
+/*
+ * Columns that are not copied should not get their defaults, which may be those
+ * of a sequence.  (13 keeps it to itself how not to.)
+ */
+#if PG_VERSION_NUM >= 140000
+#include "commands/copyfrom_internal.h"
+#define pyr_copy_without_defaults(state) ((state)->num_defaults = 0)
+#else
+#define pyr_copy_without_defaults(state) ((void) (state))
+#endif
+
+/* 15 brought NULLS NOT DISTINCT */
+#if PG_VERSION_NUM >= 150000
+#define pyr_index_nulls_equal(index) ((index)->rd_index->indnullsnotdistinct)
+#else
+#define pyr_index_nulls_equal(index) (false)
+#endif
+
 /* 15 gave it block sizes that grow */
 #if PG_VERSION_NUM >= 150000
 #define pyr_generation_context(parent, name) \

@@ -35,8 +35,10 @@
 #include "nodes/parsenodes.h"
 #include "pgstat.h"
 #include "slave/apply.h"
+#include "slave/collision.h"
 #include "slave/copy.h"
 #include "slave/local.h"
+#include "slave/mend.h"
 #include "slave/merge.h"
 #include "slave/sets.h"
 #include "slave/statement.h"
@@ -371,6 +373,54 @@ gather_truncate(ApplyState *state, PyrTarget *target)
 	MemoryContextSwitchTo(oldcontext);
 }
 
+/* a PyrAttempt's argument */
+typedef struct ByItself
+{
+	ApplyState *state;
+	PyrBinding *binding;
+	uint64		touched;
+} ByItself;
+
+/* a PyrAttempt */
+static bool
+attempt_change(void *arg)
+{
+	ByItself   *by_itself = arg;
+	PyrBinding *binding = by_itself->binding;
+	PyrChange  *change = by_itself->state->change;
+	PyrStatement *statement = pyr_statement_get(binding->target,
+												change->shape->verb,
+												binding->merge.form);
+
+	by_itself->touched = pyr_statement_change(statement, change->values,
+											  change->values, binding->merge.from,
+											  by_itself->state->encoding);
+	return true;
+}
+
+/*
+ * Makes the change.  If an old row is in its way, of which the master's content
+ * has not come yet, that row gives way.
+ */
+static uint64
+change_row(ApplyState *state, PyrBinding *binding)
+{
+	ByItself	by_itself = {state, binding, 0};
+	PyrTable   *table = pyr_tables_of_shape(state->change->shape);
+	ErrorData  *error;
+
+	if (pyr_table_has_stale_rows(table))
+	{
+		if (pyr_local_try(attempt_change, &by_itself, &error))
+			return by_itself.touched;
+		if (!pyr_is_collision(error->sqlerrcode) ||
+			!pyr_mend_make_room(table, binding, state->change, state->encoding))
+			ReThrowError(error);
+	}
+	(void) attempt_change(&by_itself);
+	return by_itself.touched;
+}
+
 /*
  * Applies the change by itself.
  */
@@ -378,17 +428,12 @@ static void
 apply_in_order(ApplyState *state, PyrBinding *binding)
 {
 	PyrShape   *shape = state->change->shape;
-	PyrStatement *statement;
 	uint64		touched;
 
 	flush_truncates(state);
 	if (binding->is_empty)
 		return;
-	statement = pyr_statement_get(binding->target, shape->verb,
-								  binding->merge.form);
-	touched = pyr_statement_change(statement, state->change->values,
-								   state->change->values, binding->merge.from,
-								   state->encoding);
+	touched = change_row(state, binding);
 	if (shape->verb == PYR_INSERT || touched == 1)
 		return;
 	if (touched == 0)

@@ -21,7 +21,8 @@
  *
  * Reading is the master's COPY, writing the slave's: rows are handed from one to
  * the other as they are, in binary if all columns have the same type here that
- * is written alike in all versions, else as text.
+ * is written alike in all versions, else as text.  Where there are old rows,
+ * they are not written over, but made equal (mend.c).
  *
  * The next chunk is fetched while one is applied.  How many rows it has follows
  * from how long the ones before took: changes of other tables must not wait
@@ -49,6 +50,7 @@
 #include "parser/parse_relation.h"
 #include "slave/copy.h"
 #include "slave/local.h"
+#include "slave/mend.h"
 #include "slave/target.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
@@ -416,43 +418,34 @@ look_ahead(PyrSupplement *supplement)
 }
 
 /*
- * Writes the rows that came into the table; if it is_over others, what is here
- * of the range goes first.
+ * Writes the rows that came into the table, or makes those of the range equal to
+ * them.
  */
 void
-pyr_copy_range(PyrLayout *layout, PyrSupplement *supplement, bool is_over,
+pyr_copy_range(PyrLayout *layout, PyrSupplement *supplement, PyrCopyMode mode,
 			   char **after, char **upto, void (*between) (void))
 {
 	PyrIdentity before = pyr_local_become(pyr_layout_owner(layout));
 	int			role = SessionReplicationRole;
-	MemoryContext context = CurrentMemoryContext;
 	Relation	rel;
 	CopyFromState state;
-	StringInfoData sql;
 
 	/* a view's triggers do not fire in a replica, see statement.c */
 	if (layout->relkind == RELKIND_VIEW)
 		SessionReplicationRole = SESSION_REPLICATION_ROLE_LOCAL;
 	PG_TRY();
 	{
-
-		if (is_over)
-		{
-			initStringInfo(&sql);
-			appendStringInfo(&sql, "DELETE FROM %s",
-							 pyr_layout_relation(layout));
-			pyr_layout_append_range(&sql, layout, true, after, upto);
-			if (SPI_execute(sql.data, false, 0) != SPI_OK_DELETE)
-				elog(ERROR, "could not delete the rows of a range");
-			MemoryContextSwitchTo(context);
-		}
 		rel = table_open(layout->relid, RowExclusiveLock);
 		source.supplement = supplement;
 		source.data = NULL;
 		source.left = 0;
 		source.between = between;
 		state = begin_copy_from(rel, layout);
-		(void) CopyFrom(state);
+		if (mode == PYR_COPY_NEW)
+			(void) CopyFrom(state);
+		else
+			pyr_mend_range(layout, rel, state, after, upto,
+						   mode == PYR_COPY_RESYNC, between);
 		EndCopyFrom(state);
 		table_close(rel, NoLock);
 	}
@@ -505,7 +498,8 @@ apply_chunk(PyrSupplement *supplement, void (*between) (void))
 
 	if (!copy->is_last && copy->last == NULL)
 		copy->last = last_key(supplement);
-	pyr_copy_range(copy->layout, supplement, table->is_resync, ask->after,
+	pyr_copy_range(copy->layout, supplement,
+				   table->is_resync ? PYR_COPY_RESYNC : PYR_COPY_NEW, ask->after,
 				   copy->is_last ? NULL : copy->last, between);
 	table->rows_copied += nrows;
 	pyr_table_clear_error(table);

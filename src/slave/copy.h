@@ -22,10 +22,18 @@ typedef enum PyrAdmission
 	PYR_AS_DELETE				/* the row goes there */
 } PyrAdmission;
 
+/* what is in a range that rows are copied to */
+typedef enum PyrCopyMode
+{
+	PYR_COPY_NEW,				/* nothing */
+	PYR_COPY_RESYNC,			/* old rows, and beyond it, too */
+	PYR_COPY_REPAIR				/* some rows that are wrong */
+} PyrCopyMode;
+
 extern bool pyr_copy_is_due(void);
 extern PyrSupplement *pyr_copy_ask(const char *schema);
 extern void pyr_copy_range(PyrLayout *layout, PyrSupplement *supplement,
-						   bool is_over, char **after, char **upto,
+						   PyrCopyMode mode, char **after, char **upto,
 						   void (*between) (void));
 extern void pyr_copy_append_sql(StringInfo sql, PyrLayout *layout,
 								char **after, char **upto, int64 limit);

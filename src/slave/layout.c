@@ -78,50 +78,83 @@ pyr_layout_owner(PyrLayout *layout)
 }
 
 /*
- * Appends the key as a row of its columns, or of these constants, which have
- * the types of here or of the master.
+ * Appends the key as a row of its columns; if they are not indexed, in a way that
+ * no index is used for, of the relation known as t.
  */
 static void
-append_key(StringInfo sql, PyrLayout *of, bool is_here, char **constants)
+append_key(StringInfo sql, PyrLayout *of, bool is_indexed)
 {
 	appendStringInfoChar(sql, '(');
 	for (int i = 0; i < of->nkey; i++)
 	{
-		if (i > 0)
-			appendStringInfoString(sql, ", ");
-		if (constants != NULL)
-			appendStringInfo(sql, "%s::%s", quote_literal_cstr(constants[i]),
-							 is_here ? of->key_types_here[i] : of->key_types[i]);
+		const char *name = quote_identifier(of->key[i]);
+
+		appendStringInfoString(sql, i > 0 ? ", " : "");
+		if (is_indexed)
+			appendStringInfoString(sql, name);
 		else
-			appendStringInfoString(sql, quote_identifier(of->key[i]));
+			appendStringInfo(sql, "coalesce(t.%s, t.%s)", name, name);
 	}
 	appendStringInfoChar(sql, ')');
 }
 
 /*
- * Appends a condition for keys in the range; NULL: it has no such end.
+ * Appends these constants, which have the types of the key here or on the master.
  */
-void
-pyr_layout_append_range(StringInfo sql, PyrLayout *layout, bool is_here,
-						char **after, char **upto)
+static void
+append_constants(StringInfo sql, PyrLayout *of, bool is_here, char **constants)
 {
-	const char *word = " WHERE ";
+	appendStringInfoChar(sql, '(');
+	for (int i = 0; i < of->nkey; i++)
+		appendStringInfo(sql, "%s%s::%s", i > 0 ? ", " : "",
+						 quote_literal_cstr(constants[i]),
+						 is_here ? of->key_types_here[i] : of->key_types[i]);
+	appendStringInfoChar(sql, ')');
+}
 
+/*
+ * Appends conditions for keys in the range; NULL: it has no such end.
+ */
+static void
+append_range(StringInfo sql, const char *word, PyrLayout *layout, bool is_here,
+			 bool is_indexed, char **after, char **upto)
+{
 	if (after != NULL)
 	{
 		appendStringInfoString(sql, word);
-		append_key(sql, layout, is_here, NULL);
+		append_key(sql, layout, is_indexed);
 		appendStringInfoString(sql, " > ");
-		append_key(sql, layout, is_here, after);
+		append_constants(sql, layout, is_here, after);
 		word = " AND ";
 	}
 	if (upto != NULL)
 	{
 		appendStringInfoString(sql, word);
-		append_key(sql, layout, is_here, NULL);
+		append_key(sql, layout, is_indexed);
 		appendStringInfoString(sql, " <= ");
-		append_key(sql, layout, is_here, upto);
+		append_constants(sql, layout, is_here, upto);
 	}
+}
+
+/*
+ * The range as all that is asked for.
+ */
+void
+pyr_layout_append_range(StringInfo sql, PyrLayout *layout, bool is_here,
+						char **after, char **upto)
+{
+	append_range(sql, " WHERE ", layout, is_here, true, after, upto);
+}
+
+/*
+ * The range as one more condition for rows here, of the relation known as t, that
+ * are found in some other way.
+ */
+void
+pyr_layout_append_found(StringInfo sql, PyrLayout *layout, char **after,
+						char **upto)
+{
+	append_range(sql, " AND ", layout, true, false, after, upto);
 }
 
 /*

@@ -38,6 +38,8 @@ extern const char *pyr_layout_relation(PyrLayout *layout);
 extern Oid	pyr_layout_owner(PyrLayout *layout);
 extern void pyr_layout_append_range(StringInfo sql, PyrLayout *of,
 									bool is_here, char **after, char **upto);
+extern void pyr_layout_append_found(StringInfo sql, PyrLayout *layout,
+									char **after, char **upto);
 extern char **pyr_layout_split(const char *array_text, int *n);
 extern void pyr_layout_free(PyrLayout *layout);
 

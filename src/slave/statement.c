@@ -159,17 +159,14 @@ prefer_index(PlannerInfo *root, RelOptInfo *rel, Index rti, RangeTblEntry *rte)
 }
 
 /*
- * Runs the plan, after planning it in our way if there is need to.  A trigger
- * that changes the same table has its statements planned like that, too.
+ * What is planned from here on are changes of that table, whose rows are to be
+ * found by their keys.  Returns what to set planned_relid to afterwards.
  */
-static void
-execute_plan(PyrStatement *statement, SPIPlanPtr plan, Datum *values,
-			 const char *nulls)
+static Oid
+plan_changes_of(Oid relid)
 {
 	static bool is_hooked = false;
 	Oid			before = planned_relid;
-	MemoryContext context = CurrentMemoryContext;
-	volatile int rc = 0;
 
 	if (!is_hooked)
 	{
@@ -177,7 +174,22 @@ execute_plan(PyrStatement *statement, SPIPlanPtr plan, Datum *values,
 		set_rel_pathlist_hook = prefer_index;
 		is_hooked = true;
 	}
-	planned_relid = statement->target->relid;
+	planned_relid = relid;
+	return before;
+}
+
+/*
+ * Runs the plan, after planning it in our way if there is need to.  A trigger
+ * that changes the same table has its statements planned like that, too.
+ */
+static void
+execute_plan(PyrStatement *statement, SPIPlanPtr plan, Datum *values,
+			 const char *nulls)
+{
+	Oid			before = plan_changes_of(statement->target->relid);
+	MemoryContext context = CurrentMemoryContext;
+	volatile int rc = 0;
+
 	PG_TRY();
 	{
 		rc = SPI_execute_plan(plan, values, nulls, false, 0);
@@ -189,6 +201,32 @@ execute_plan(PyrStatement *statement, SPIPlanPtr plan, Datum *values,
 	PG_END_TRY();
 	MemoryContextSwitchTo(context); /* SPI leaves its own current */
 	check_result(rc);
+}
+
+/*
+ * Runs a change of the table that is given as text, planned in the same way.
+ * Returns the number of rows touched.
+ */
+uint64
+pyr_statement_by_key(Oid relid, const char *text, int nparams, Oid *types,
+					 Datum *values, const char *nulls)
+{
+	Oid			before = plan_changes_of(relid);
+	MemoryContext context = CurrentMemoryContext;
+	volatile int rc = 0;
+
+	PG_TRY();
+	{
+		rc = SPI_execute_with_args(text, nparams, types, values, nulls, false, 0);
+	}
+	PG_FINALLY();
+	{
+		planned_relid = before;
+	}
+	PG_END_TRY();
+	MemoryContextSwitchTo(context); /* SPI leaves its own current */
+	check_result(rc);
+	return SPI_processed;
 }
 
 static const char *
@@ -203,16 +241,33 @@ cast_to_column(const char *value, PyrTargetColumn *column)
 }
 
 /*
- * Appends "column = value", with the operator that the column's index uses,
- * whatever schema it lives in.
+ * An operator, whatever schema it lives in.
+ */
+const char *
+pyr_statement_operator(Oid oid)
+{
+	HeapTuple	tuple = SearchSysCache1(OPEROID, ObjectIdGetDatum(oid));
+	Form_pg_operator operator;
+	const char *text;
+
+	if (!HeapTupleIsValid(tuple))
+		elog(ERROR, "cache lookup failed for operator %u", oid);
+	operator = (Form_pg_operator) GETSTRUCT(tuple);
+	text = psprintf("OPERATOR(%s.%s)",
+					quote_identifier(get_namespace_name(operator->oprnamespace)),
+					NameStr(operator->oprname));
+	ReleaseSysCache(tuple);
+	return text;
+}
+
+/*
+ * Appends "column = value", with the operator that the column's index uses.
  */
 static void
 append_key_condition(StringInfo sql, PyrTarget *target,
 					 PyrTargetColumn *column, const char *value)
 {
 	TypeCacheEntry *type = lookup_type_cache(column->type, TYPECACHE_EQ_OPR);
-	HeapTuple	tuple;
-	Form_pg_operator operator;
 
 	if (!OidIsValid(type->eq_opr))
 		ereport(ERROR,
@@ -220,18 +275,11 @@ append_key_condition(StringInfo sql, PyrTarget *target,
 				 errmsg("key column \"%s\" of table \"%s.%s\" has type %s on the slave, which has no equality operator",
 						column->name, target->schema, target->table,
 						format_type_be(column->type))));
-
-	tuple = SearchSysCache1(OPEROID, ObjectIdGetDatum(type->eq_opr));
-	if (!HeapTupleIsValid(tuple))
-		elog(ERROR, "cache lookup failed for operator %u", type->eq_opr);
-	operator = (Form_pg_operator) GETSTRUCT(tuple);
-	appendStringInfo(sql, "%st.%s OPERATOR(%s.%s) %s",
+	appendStringInfo(sql, "%st.%s %s %s",
 					 sql->len > 0 ? " AND " : "",
 					 quote_identifier(column->name),
-					 quote_identifier(get_namespace_name(operator->oprnamespace)),
-					 NameStr(operator->oprname),
+					 pyr_statement_operator(type->eq_opr),
 					 cast_to_column(value, column));
-	ReleaseSysCache(tuple);
 }
 
 /*

@@ -22,6 +22,10 @@ extern uint64 pyr_statement_rows(PyrStatement *statement, PyrMergeRow **rows,
 								 int nrows, int encoding,
 								 void (*between) (void));
 extern void pyr_statement_text(Oid owner, const char *text);
+extern uint64 pyr_statement_by_key(Oid relid, const char *text, int nparams,
+								   Oid *types, Datum *values,
+								   const char *nulls);
+extern const char *pyr_statement_operator(Oid oid);
 extern void pyr_statement_free(PyrStatement *statement);
 
 #endif							/* PYR_STATEMENT_H */

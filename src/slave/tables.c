@@ -105,6 +105,17 @@ pyr_table_qualified(PyrTable *table)
 }
 
 /*
+ * Whether rows up to the bookmark are the master's, but beyond it there may be old
+ * ones that their chunk will make equal or take away.
+ */
+bool
+pyr_table_has_stale_rows(PyrTable *table)
+{
+	return table->is_resync && table->state == PYR_TABLE_COPYING &&
+		table->bookmark != NULL;
+}
+
+/*
  * Keeps a copy of the key as bookmark; n = 0: there is none.
  */
 void

@@ -69,6 +69,7 @@ extern PyrTable *pyr_tables_next(void);
 extern List *pyr_tables_ready(const char *schema, const char *tablename);
 extern long pyr_tables_due_ms(void);
 extern void pyr_tables_retry(void);
+extern bool pyr_table_has_stale_rows(PyrTable *table);
 extern const char *pyr_table_qualified(PyrTable *table);
 extern void pyr_table_set_state(PyrTable *table, PyrTableState state);
 extern void pyr_table_set_bookmark(PyrTable *table, char **bookmark, int n);

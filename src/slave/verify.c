@@ -10,8 +10,8 @@
  *
  * At first only the number of rows and the sum of their hashes is compared.  If
  * they differ, the range is looked at again, then with all keys, to find the rows;
- * and if they are to be repaired, a third time, to write the master's rows over
- * ours.
+ * and if they are to be repaired, a third time, to make ours equal to the
+ * master's.
  *
  * A row is hashed as the text of its columns, made under the same settings on
  * both sides, so its columns may be laid out in another order.
@@ -28,6 +28,7 @@
 #include "common/config.h"
 #include "executor/spi.h"
 #include "mb/pg_wchar.h"
+#include "slave/collision.h"
 #include "slave/copy.h"
 #include "slave/layout.h"
 #include "slave/local.h"
@@ -558,12 +559,25 @@ apply_phase(PyrSupplement *supplement, void (*between) (void))
 			compare_keys(list_delete_first(list_copy(rows)));
 			break;
 		case PHASE_REPAIR:
-			pyr_copy_range(run->layout, supplement, true, run->after, run->upto,
-						   between);
+			pyr_copy_range(run->layout, supplement, PYR_COPY_REPAIR, run->after,
+						   run->upto, between);
 			store_repaired();
 			advance();
 			break;
 	}
+}
+
+/*
+ * What is wrong, and how to get on if there is a way.
+ */
+static const char *
+reason_of(PyrTable *table, ErrorData *error)
+{
+	if (run->phase != PHASE_REPAIR || !pyr_is_collision(error->sqlerrcode))
+		return error->message;
+	return psprintf("%s (%s) HINT: Another row that is wrong holds what is to come here. SELECT pyreplica_resync(%s) makes the table equal as a whole.",
+					error->message, error->detail ? error->detail : "",
+					quote_literal_cstr(pyr_table_qualified(table)));
 }
 
 /*
@@ -573,14 +587,15 @@ static void
 fail(ErrorData *error)
 {
 	PyrTable   *table = linitial(run->tables);
+	const char *reason = reason_of(table, error);
 
 	ereport(LOG,
 			(errmsg("pyreplica %s: could not verify table \"%s.%s\": %s",
 					pyr_local_replica(), NameStr(table->name.schema),
-					NameStr(table->name.table), error->message),
+					NameStr(table->name.table), reason),
 			 errhidestmt(true), errhidecontext(true)));
 	if (run->request != 0)
-		end_run(error->message);
+		end_run(reason);
 	else
 		next_table();
 }
