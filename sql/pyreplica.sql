@@ -1007,6 +1007,8 @@ DECLARE
 	nspname	text := '';
 	relname	text := '';
 	number	bigint;
+	begun	timestamptz := clock_timestamp();
+	left_out text;
 BEGIN
 	IF current_setting('transaction_isolation') <> 'read committed' THEN
 		RAISE EXCEPTION 'pyreplica_verify cannot be used in a transaction of isolation level %', current_setting('transaction_isolation')
@@ -1023,6 +1025,19 @@ BEGIN
 		 WHERE c.oid = pyreplica_verify.tablename;
 	END IF;
 	number := @extschema@.pyreplica_verify_run(nspname, relname, repair);
+	-- tables that are not ready are passed over
+	IF tablename IS NULL THEN
+		SELECT string_agg(format('%I.%I (%s)', t.schemaname, t.tablename, t.state), ', ' ORDER BY t.schemaname, t.tablename)
+		  INTO left_out
+		  FROM @extschema@.pyreplica_table p
+		  JOIN @extschema@.pyreplica_tables t USING (replica, schemaname, tablename)
+		 WHERE (pyreplica_verify.replica IS NULL OR p.replica = pyreplica_verify.replica)
+		   AND (p.verified_at < begun OR p.verified_at IS NULL);
+		IF left_out IS NOT NULL THEN
+			RAISE WARNING 'not verified: %', left_out
+				USING HINT = 'Tables can be verified when they are ready, see pyreplica_tables.';
+		END IF;
+	END IF;
 	RETURN QUERY
 	SELECT format('%I.%I', d.schemaname, d.tablename), d.key, d.problem
 	  FROM @extschema@.pyreplica_difference d WHERE d.run = number

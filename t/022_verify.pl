@@ -98,6 +98,17 @@ ok($slave->poll_query_until('postgres', q(SELECT differences = 2 FROM pyreplica_
 set_conf($slave, 'pyreplica.verify_interval = 0');
 verify(q('num', repair => true));
 
+# Each table has its time, which a restart does not forget.
+set_conf($slave, 'pyreplica.verify_interval = 1h');
+$slave->safe_psql('postgres', q(UPDATE pyreplica_table SET verified_at = now() - interval '2h', finished_at = verified_at - interval '3h', differences = NULL WHERE tablename = 'txt';
+	UPDATE pyreplica_table SET differences = NULL WHERE tablename <> 'txt'));
+$slave->restart;
+ok($slave->poll_query_until('postgres', q(SELECT differences = 0 FROM pyreplica_tables WHERE tablename = 'txt')),
+	'after a restart, a table that is due is verified');
+is($slave->safe_psql('postgres', q(SELECT count(differences) FROM pyreplica_tables)), '1', 'and no other');
+set_conf($slave, 'pyreplica.verify_interval = 0');
+wait_worker($slave);
+
 # What cannot be verified.
 sub refused
 {
@@ -107,6 +118,11 @@ sub refused
 $slave->safe_psql('postgres', 'CREATE TABLE other (id int)');
 like(refused(q('other')), qr/could not verify: the table is not replicated, or not ready/, 'a table that is not replicated is refused');
 like(refused(q(replica => 'nobody')), qr/replica "nobody" does not exist/, 'and so is a replica that does not exist');
+on_both($master, $slave, 'CREATE TABLE filled (id int PRIMARY KEY); INSERT INTO filled VALUES (1)');
+log_table($master, 'filled');
+ok($slave->poll_query_until('postgres', q(SELECT state = 'error' FROM pyreplica_tables WHERE tablename = 'filled')), 'a table is in error');
+like(refused(''), qr/WARNING:  not verified: public\.filled \(error\)/, 'which a verification of all says that it passes over');
+is(refused(q('txt')), '', 'but not one that is about another');
 $master->safe_psql('postgres', 'ALTER TABLE num ADD more int');
 like(refused(q('num')), qr/could not verify: column "more" of the master's table "public\.num" does not exist on the slave/, 'a table that has other columns');
 is(verify(q('txt')), '', 'the others can still be verified');

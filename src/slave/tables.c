@@ -185,6 +185,8 @@ load_row(HeapTuple row, TupleDesc desc)
 	replace_string(&table->error, SPI_getvalue(row, desc, 11));
 	value = SPI_getbinval(row, desc, 12, &isnull);
 	table->error_at = isnull ? 0 : DatumGetTimestampTz(value);
+	value = SPI_getbinval(row, desc, 13, &isnull);
+	table->verified_at = isnull ? 0 : DatumGetTimestampTz(value);
 }
 
 /*
@@ -208,7 +210,7 @@ pyr_tables_load(const char *replica)
 
 	if (SPI_execute_with_args(psprintf("SELECT schemaname, tablename, trigger, state, bookmark, is_resync,"
 									   "	   rows_copied, rows_expected, started_at, finished_at,"
-									   "	   last_error, last_error_at"
+									   "	   last_error, last_error_at, verified_at"
 									   "  FROM %s.pyreplica_table WHERE replica = $1",
 									   pyr_local_schema()),
 							  1, types, values, NULL, false, 0) != SPI_OK_SELECT)
@@ -553,6 +555,63 @@ pyr_tables_ready(const char *schema, const char *tablename)
 }
 
 /*
+ * When the table is to be verified, if each is that often.  One that has just been
+ * copied has time.
+ */
+static TimestampTz
+verify_due_at(PyrTable *table, int64 interval_ms)
+{
+	return TimestampTzPlusMilliseconds(Max(table->verified_at, table->finished_at),
+									   interval_ms);
+}
+
+/*
+ * The tables that are ready, and to be verified now.
+ */
+List *
+pyr_tables_to_verify(int64 interval_ms)
+{
+	HASH_SEQ_STATUS status;
+	PyrTable   *table;
+	List	   *due = NIL;
+	TimestampTz now = GetCurrentTimestamp();
+
+	hash_seq_init(&status, tables);
+	while ((table = hash_seq_search(&status)) != NULL)
+	{
+		if (table->state == PYR_TABLE_READY &&
+			verify_due_at(table, interval_ms) <= now)
+			due = lappend(due, table);
+	}
+	return due;
+}
+
+/*
+ * In how many ms there will be one; -1: nobody can tell.
+ */
+long
+pyr_tables_verify_due_ms(int64 interval_ms)
+{
+	HASH_SEQ_STATUS status;
+	PyrTable   *table;
+	TimestampTz now = GetCurrentTimestamp();
+	long		due_ms = -1;
+
+	hash_seq_init(&status, tables);
+	while ((table = hash_seq_search(&status)) != NULL)
+	{
+		long		left_ms;
+
+		if (table->state != PYR_TABLE_READY)
+			continue;
+		left_ms = TimestampDifferenceMilliseconds(now, verify_due_at(table, interval_ms));
+		if (due_ms < 0 || left_ms < due_ms)
+			due_ms = left_ms;
+	}
+	return due_ms;
+}
+
+/*
  * In how many ms a table is to be tried again; -1: none is.
  */
 long
@@ -681,6 +740,7 @@ pyr_table_verified(PyrTable *table, int64 differences)
 		Int64GetDatum(differences)
 	};
 
+	table->verified_at = GetCurrentTimestamp();
 	if (SPI_execute_with_args(psprintf("UPDATE %s.pyreplica_table"
 									   " SET verified_at = pg_catalog.now(), differences = $4"
 									   " WHERE replica = $1 AND schemaname = $2 AND tablename = $3",

@@ -42,6 +42,7 @@ typedef struct PyrTable
 	int64		rows_expected;
 	TimestampTz started_at;		/* 0: not yet */
 	TimestampTz finished_at;
+	TimestampTz verified_at;	/* or that was tried */
 
 	/* why it cannot be copied, and when to try again */
 	char	   *error;
@@ -67,6 +68,8 @@ extern void pyr_tables_refresh_list(void);
 extern bool pyr_tables_list_is_due(void);
 extern PyrTable *pyr_tables_next(void);
 extern List *pyr_tables_ready(const char *schema, const char *tablename);
+extern List *pyr_tables_to_verify(int64 interval_ms);
+extern long pyr_tables_verify_due_ms(int64 interval_ms);
 extern long pyr_tables_due_ms(void);
 extern void pyr_tables_retry(void);
 extern bool pyr_table_has_stale_rows(PyrTable *table);

@@ -72,7 +72,6 @@ typedef struct Run
 	int64		number;			/* in pyreplica_difference */
 	bool		repairs;
 	List	   *tables;			/* PyrTable, those to come; the first is looked at */
-	TimestampTz began_at;
 
 	/* of the table that is looked at */
 	PyrLayout  *layout;			/* NULL: not known yet */
@@ -86,7 +85,6 @@ typedef struct Run
 
 static Run *run = NULL;
 static TimestampTz next_range_at = 0;	/* not before */
-static TimestampTz last_run_at = 0;
 static TimestampTz asked_at;
 
 /* a request that is done, but whose transaction may not have committed yet */
@@ -104,8 +102,6 @@ end_run(const char *error)
 		done_request = run->request;
 		strlcpy(done_error, error ? error : "", sizeof(done_error));
 	}
-	else
-		last_run_at = run->began_at;
 	if (run->layout != NULL)
 		pyr_layout_free(run->layout);
 	MemoryContextDelete(run->context);
@@ -137,41 +133,65 @@ make_run(void)
 
 	made->context = context;
 	made->phase = PHASE_DESCRIBE;
-	made->began_at = GetCurrentTimestamp();
-	made->number = made->began_at;
+	made->number = GetCurrentTimestamp();
 	return made;
 }
 
+static int64
+interval_ms(void)
+{
+	return verify_interval_s * INT64CONST(1000);
+}
+
 /*
- * Begins what a user asks for, or what is due.
+ * Begins what a user asks for.
  */
+static void
+begin_request(uint64 number, const PyrVerifyRequest *request)
+{
+	MemoryContext oldcontext;
+
+	run = make_run();
+	run->request = number;
+	run->number = request->run;
+	run->repairs = request->repairs;
+	oldcontext = MemoryContextSwitchTo(run->context);
+	run->tables = pyr_tables_ready(request->schema, request->table);
+	MemoryContextSwitchTo(oldcontext);
+	if (run->tables == NIL)
+		end_run(request->table[0] != '\0'
+				? "the table is not replicated, or not ready" : NULL);
+}
+
+/*
+ * Begins what is due.  When each table was verified is stored, so a restart does
+ * not begin it all over again.
+ */
+static void
+begin_background(void)
+{
+	List	   *due = pyr_tables_to_verify(interval_ms());
+	MemoryContext oldcontext;
+
+	if (due == NIL)
+		return;
+	run = make_run();
+	oldcontext = MemoryContextSwitchTo(run->context);
+	run->tables = list_copy(due);
+	MemoryContextSwitchTo(oldcontext);
+	list_free(due);
+}
+
 static void
 begin_run(void)
 {
 	PyrVerifyRequest request;
 	uint64		number = pyr_status_verify_requested(&request);
-	MemoryContext oldcontext;
 
-	if (number == 0 &&
-		(verify_interval_s == 0 ||
-		 !TimestampDifferenceExceeds(last_run_at, GetCurrentTimestamp(),
-									 verify_interval_s * 1000)))
-		return;
-	run = make_run();
-	oldcontext = MemoryContextSwitchTo(run->context);
-	run->tables = pyr_tables_ready(number != 0 ? request.schema : "",
-								   number != 0 ? request.table : "");
-	MemoryContextSwitchTo(oldcontext);
 	if (number != 0)
-	{
-		run->request = number;
-		run->number = request.run;
-		run->repairs = request.repairs;
-	}
-	if (run->tables != NIL)
-		return;
-	end_run(number != 0 && request.table[0] != '\0'
-			? "the table is not replicated, or not ready" : NULL);
+		begin_request(number, &request);
+	else if (verify_interval_s != 0)
+		begin_background();
 }
 
 /*
@@ -216,9 +236,7 @@ pyr_verify_due_ms(void)
 		return TimestampDifferenceMilliseconds(now, next_range_at);
 	if (verify_interval_s == 0)
 		return -1;
-	return TimestampDifferenceMilliseconds(now,
-										   TimestampTzPlusMilliseconds(last_run_at,
-																	   verify_interval_s * INT64CONST(1000)));
+	return pyr_tables_verify_due_ms(interval_ms());
 }
 
 /*
@@ -597,7 +615,10 @@ fail(ErrorData *error)
 	if (run->request != 0)
 		end_run(reason);
 	else
+	{
+		table->verified_at = GetCurrentTimestamp(); /* not again at once */
 		next_table();
+	}
 }
 
 /* a PyrAttempt's argument */
