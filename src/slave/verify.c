@@ -216,9 +216,11 @@ pyr_verify_is_due(void)
 	PyrVerifyRequest request;
 
 	pyr_verify_settle();
+
+	/* who waits comes first, and what is switched off ends at once */
 	if (run != NULL && run->request == 0 &&
-		pyr_status_verify_requested(&request) != 0)
-		end_run(NULL);			/* who waits for it comes first */
+		(verify_interval_s == 0 || pyr_status_verify_requested(&request) != 0))
+		end_run(NULL);
 	if (run == NULL)
 		begin_run();
 	return run != NULL && next_range_at <= GetCurrentTimestamp();
