@@ -1,5 +1,5 @@
 # A PostgreSQL cluster of the benchmark's own: made, copied, started, asked,
-# stopped.  All clusters get the same settings unless a replicator needs one.
+# stopped, killed.  All clusters get the same settings unless a replicator needs one.
 
 package Bench::Cluster;
 
@@ -10,12 +10,14 @@ no warnings 'experimental::signatures';
 
 use Bench::Command
   qw(pg_program run_logged capture free_port tail wait_until);
+use Bench::Cpu;
 use DBI;
 use Time::HiRes qw(time);
 
 our $DATABASE = 'bench';
 our $USER = 'bench';
 our $START_SECONDS = 60;
+our $START_LOOK_SECONDS = 0.002;
 
 our %COMMON_SETTINGS = (
 	fsync => 'off',
@@ -96,7 +98,7 @@ sub start ($self)
 			  if time() > $begin + 1 && !$self->is_alive;
 			return 0;
 		},
-		0.002);
+		$START_LOOK_SECONDS);
 	return $self;
 }
 
@@ -122,6 +124,28 @@ sub stop ($self, $mode = 'fast')
 		'-m' => $mode,
 		'stop');
 	$self->{running} = 0;
+	return;
+}
+
+# Kills the server and all its processes at once, as a failing machine would.
+# The postmaster is held first, so that it starts nothing meanwhile; what is to
+# be looked at right before the end can be then.
+sub crash ($self, $last_look = sub { })
+{
+	my $postmaster = $self->postmaster_pid
+	  // die "$self->{name} does not run\n";
+	kill 'STOP', $postmaster or die "$self->{name}: $!\n";
+	my @pids = ($postmaster, Bench::Cpu::children_of($postmaster));
+	my $looked = eval { $last_look->(); 1 };
+	my $error = $@;
+	kill 'KILL', @pids;
+	wait_until(
+		"$self->{name} is gone",
+		$START_SECONDS,
+		sub { !grep { kill 0, $_ } @pids });
+	$self->{running} = 0;
+	$self->disconnect;
+	die $error unless $looked;
 	return;
 }
 

@@ -1,5 +1,5 @@
 # CPU time of processes with all that they started: of those that live, and of
-# those that their parents have waited for.
+# those that their parents have waited for.  And who these processes are.
 
 package Bench::Cpu;
 
@@ -42,6 +42,12 @@ sub of_trees ($table, @pids)
 		push @pids, @{ $process->{children} // [] };
 	}
 	return $ticks / POSIX::sysconf(POSIX::_SC_CLK_TCK());
+}
+
+# Those that the process has started itself.
+sub children_of ($pid)
+{
+	return @{ process_table()->{$pid}{children} // [] };
 }
 
 # pid => { ticks, children }

@@ -14,7 +14,8 @@ use Time::HiRes qw(sleep);
 
 our $USER = 'postgres';
 
-# Runs bench/run again; returns its exit status.
+# Runs a command of bench/ again; returns its exit status.
+#   program    its name, run or trial
 #   bench_dir  where it is (copied, as the user may not be able to read there)
 #   work_dir   empty, this process's own
 #   arguments  options without those that name files
@@ -36,7 +37,7 @@ sub run_again (%task)
 	local @SIG{qw(INT TERM)} = (
 		sub { $interrupted = 1; kill 'TERM', $child if $child; }) x 2;
 	$child = fork() // die "could not fork: $!\n";
-	exec('runuser', '-u', $USER, '--', $^X, "$work_dir/bench/run",
+	exec('runuser', '-u', $USER, '--', $^X, "$work_dir/bench/$task{program}",
 		'--tmpdir' => $work_dir,
 		(map { ("--$_" => "$work_dir/$_.out") } sort keys %files),
 		@{ $task{arguments} })
