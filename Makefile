@@ -39,6 +39,9 @@ OBJS = \
 	src/slave/collision.o \
 	src/slave/mend.o \
 	src/slave/copy.o \
+	src/slave/child.o \
+	src/slave/dump.o \
+	src/slave/schema.o \
 	src/slave/verify.o \
 	src/slave/merge.o \
 	src/slave/target.o \

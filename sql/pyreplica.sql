@@ -914,6 +914,23 @@ COMMENT ON COLUMN pyreplica_table.trigger IS 'the log trigger on the master; ano
 COMMENT ON COLUMN pyreplica_table.wants_resync IS 'asked for with pyreplica_resync; the worker takes it from here';
 COMMENT ON COLUMN pyreplica_table.bookmark IS 'key of the last row copied; rows past it are not here yet';
 
+-- Definitions of the master that are carried out after the rows of the tables
+-- they are about have been copied.  Each goes when that is done.
+CREATE TABLE pyreplica_definition (
+	replica		text,
+	number		bigint,
+	schemaname	text NOT NULL,
+	tablename	text NOT NULL,
+	what		text NOT NULL,
+	definition	text NOT NULL,
+	last_error	text,
+	last_error_at timestamptz,
+	PRIMARY KEY (replica, number)
+);
+SELECT pg_catalog.pg_extension_config_dump('@extschema@.pyreplica_definition', '');
+COMMENT ON TABLE pyreplica_definition IS
+'pyreplica: indexes, foreign keys and triggers that are still to be created (pyreplica.copy_schema); delete those that are not wanted';
+
 -- What verifications have found.
 CREATE TABLE pyreplica_difference (
 	run			bigint NOT NULL,
@@ -941,9 +958,17 @@ SELECT t.replica, t.schemaname, t.tablename,
 	   CASE WHEN t.state = 'ready' THEN t.finished_at
 			WHEN t.rows_copied > 0 THEN t.started_at + pg_catalog.make_interval(secs =>
 				p.seconds * greatest(t.rows_expected, t.rows_copied) / t.rows_copied) END AS expected_end,
-	   t.started_at, t.finished_at, t.last_error, t.last_error_at,
-	   t.verified_at, t.differences
+	   t.started_at, t.finished_at,
+	   coalesce(t.last_error, d.last_error) AS last_error,
+	   CASE WHEN t.last_error IS NOT NULL THEN t.last_error_at ELSE d.last_error_at END AS last_error_at,
+	   t.verified_at, t.differences, d.definitions_left
   FROM @extschema@.pyreplica_table t,
+	   LATERAL (SELECT pg_catalog.count(*) AS definitions_left,
+					   (pg_catalog.array_agg(p.last_error ORDER BY p.last_error_at DESC NULLS LAST))[1] AS last_error,
+					   pg_catalog.max(p.last_error_at) AS last_error_at
+				  FROM @extschema@.pyreplica_definition p
+				 WHERE p.replica = t.replica AND p.schemaname = t.schemaname
+				   AND p.tablename = t.tablename) d,
 	   LATERAL (SELECT extract(epoch FROM coalesce(t.finished_at, pg_catalog.clock_timestamp()) - t.started_at)::double precision AS seconds) p;
 COMMENT ON VIEW pyreplica_tables IS
 'pyreplica: a row per table that is replicated, and how far its copy is';
@@ -1060,7 +1085,8 @@ COMMENT ON FUNCTION pyreplica_wait(text, interval) IS
 REVOKE ALL ON replica_log, replica_log_1, replica_log_2, replica_log_3,
 	replica_log_sql, replica_log_state, replica_slave, pyreplica_slaves,
 	pyreplica_position, pyreplica_status, py_log_tables, pyreplica_table,
-	pyreplica_tables, pyreplica_difference, replica_dump FROM PUBLIC;
+	pyreplica_tables, pyreplica_definition, pyreplica_difference,
+	replica_dump FROM PUBLIC;
 REVOKE ALL ON SEQUENCE replica_log_current FROM PUBLIC;
 REVOKE ALL ON FUNCTION
 	py_log_changes(bytea), py_log_replica(),

@@ -39,6 +39,13 @@ bool		replica_enabled = true;
 bool		copy_data = true;
 
 /*
+ * Slave: create tables that are to be copied and do not exist here, with all
+ * that the master's definitions have and is missing here.  What they are is up
+ * to the master, so it is off unless wanted.
+ */
+bool		copy_schema = false;
+
+/*
  * Slave: compare all tables with the master this often, in the background; 0:
  * never.
  */
@@ -239,6 +246,15 @@ pyr_config_define(void)
 							 "off: the slave was restored from a dump of the master.",
 							 &copy_data,
 							 true,
+							 PGC_SIGHUP,
+							 0,
+							 NULL, NULL, NULL);
+
+	DefineCustomBoolVariable("pyreplica.copy_schema",
+							 "Creates what is missing on the slave from the master's definitions.",
+							 "They are carried out with the rights of the database's owner.",
+							 &copy_schema,
+							 false,
 							 PGC_SIGHUP,
 							 0,
 							 NULL, NULL, NULL);

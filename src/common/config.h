@@ -24,6 +24,7 @@ extern const char *master_conninfo;
 extern char *replica_database;
 extern bool replica_enabled;
 extern bool copy_data;
+extern bool copy_schema;
 extern int	verify_interval_s;
 extern int	keepalive_ms;
 extern int	window_memory_kb;

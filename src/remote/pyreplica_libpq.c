@@ -36,6 +36,8 @@ PG_MODULE_MAGIC;
 /* when the connection string does not say connect_timeout */
 #define CONNECT_TIMEOUT_MS	10000
 
+extern char **environ;
+
 struct PyrRemote
 {
 	PGconn	   *conn;
@@ -657,6 +659,71 @@ remote_wait(PyrRemote *remote, long timeout_ms)
 	return result;
 }
 
+/*
+ * Whether it sets that variable.
+ */
+static bool
+is_setting_of(const char *setting, const char *variable)
+{
+	size_t		len = strlen(variable);
+
+	return strncmp(setting, variable, len) == 0 && setting[len] == '=';
+}
+
+/*
+ * The connection has resolved everything: services, defaults, our environment.
+ * So all variables that libpq looks at are set to what it came to, or not at
+ * all; a service would be resolved again, and differently.  Options that have no
+ * variable are left out: keepalives, which a program that runs for some seconds
+ * does not need, and sslpassword, so a client key with a passphrase is of no use
+ * to such a program.
+ */
+static char **
+remote_environment(PyrRemote *remote, const char *application_name)
+{
+	PQconninfoOption *options = PQconninfo(remote->conn);
+	int			n = 0;
+	int			noptions = 0;
+	char	  **environment;
+
+	if (options == NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_OUT_OF_MEMORY),
+				 errmsg("out of memory")));
+	while (options[noptions].keyword != NULL)
+		noptions++;
+	while (environ[n] != NULL)
+		n++;
+	environment = palloc((n + noptions + 1) * sizeof(char *));
+	n = 0;
+	for (char **setting = environ; *setting != NULL; setting++)
+	{
+		bool		is_libpqs = false;
+
+		for (int i = 0; i < noptions; i++)
+			is_libpqs = is_libpqs || (options[i].envvar != NULL &&
+									  is_setting_of(*setting, options[i].envvar));
+		if (!is_libpqs)
+			environment[n++] = *setting;
+	}
+	for (int i = 0; i < noptions; i++)
+	{
+		const char *value = options[i].val;
+
+		if (strcmp(options[i].keyword, "application_name") == 0)
+			value = application_name;
+		else if (strcmp(options[i].keyword, "client_encoding") == 0)
+			value = GetDatabaseEncodingName();
+		else if (strcmp(options[i].keyword, "service") == 0)
+			value = NULL;
+		if (options[i].envvar != NULL && value != NULL && value[0] != '\0')
+			environment[n++] = psprintf("%s=%s", options[i].envvar, value);
+	}
+	environment[n] = NULL;
+	PQconninfoFree(options);
+	return environment;
+}
+
 static char *
 remote_error(PyrRemote *remote)
 {
@@ -681,6 +748,7 @@ static const PyrRemoteFunctions functions = {
 	.start_script = remote_start_script,
 	.pump = remote_pump,
 	.finish = remote_finish,
+	.environment = remote_environment,
 	.wait = remote_wait,
 	.error = remote_error,
 	.disconnect = free_remote,

@@ -536,6 +536,13 @@ apply_supplement(PyrSupplement *supplement, void (*between) (void))
 			 copy == NULL || copy->table != ask->table ||
 			 !pyr_layout_is_same(copy->layout, linitial(supplement->rows)))
 	{
+		if (copy_schema && ask->table->state == PYR_TABLE_WAITING &&
+			!OidIsValid(pyr_layout_find(ask->table)))
+		{
+			/* it comes to be copied again once it has been made */
+			pyr_table_set_missing(ask->table, true);
+			return;
+		}
 		begin_copy(ask->table, linitial(supplement->rows));
 		pyr_table_store(ask->table);
 	}
@@ -848,8 +855,6 @@ rearrange(const PyrValue *values, const int *from, int n)
 static bool
 may_truncate(PyrTable *table)
 {
-	Oid			namespace;
-	Oid			relid;
 	HeapTuple	tuple;
 	Oid			owner;
 
@@ -857,10 +862,7 @@ may_truncate(PyrTable *table)
 		return true;
 	if (table->state != PYR_TABLE_WAITING)
 		return false;
-	namespace = get_namespace_oid(NameStr(table->name.schema), true);
-	relid = OidIsValid(namespace)
-		? get_relname_relid(NameStr(table->name.table), namespace) : InvalidOid;
-	tuple = SearchSysCache1(RELOID, ObjectIdGetDatum(relid));
+	tuple = SearchSysCache1(RELOID, ObjectIdGetDatum(pyr_layout_find(table)));
 	if (!HeapTupleIsValid(tuple))
 		return false;
 	owner = ((Form_pg_class) GETSTRUCT(tuple))->relowner;

@@ -183,21 +183,30 @@ pyr_layout_split(const char *array_text, int *n)
 	return strings;
 }
 
+/*
+ * The slave's table, or InvalidOid.
+ */
+Oid
+pyr_layout_find(PyrTable *table)
+{
+	Oid			namespace = get_namespace_oid(NameStr(table->name.schema), true);
+
+	return OidIsValid(namespace)
+		? get_relname_relid(NameStr(table->name.table), namespace) : InvalidOid;
+}
+
 static Oid
 find_relation(PyrTable *table)
 {
-	Oid			namespace = get_namespace_oid(NameStr(table->name.schema), true);
-	Oid			relid = InvalidOid;
+	Oid			relid = pyr_layout_find(table);
 
-	if (OidIsValid(namespace))
-		relid = get_relname_relid(NameStr(table->name.table), namespace);
 	if (!OidIsValid(relid))
 		ereport(ERROR,
 				(errcode(ERRCODE_UNDEFINED_TABLE),
 				 errmsg("table \"%s.%s\" does not exist on the slave",
 						NameStr(table->name.schema), NameStr(table->name.table)),
-				 errhint("Create it here as the master has it (pg_dump --schema-only); it will then be copied.")));
-	if (pyr_target_is_protected(namespace, relid))
+				 errhint("Create it here as the master has it (pg_dump --schema-only), or let pyreplica.copy_schema do that; it will then be copied.")));
+	if (pyr_target_is_protected(get_rel_namespace(relid), relid))
 		ereport(ERROR,
 				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
 				 errmsg("the master may not change \"%s.%s\" on the slave",

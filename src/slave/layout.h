@@ -31,6 +31,7 @@ typedef struct PyrLayout
 								 * as on the master */
 } PyrLayout;
 
+extern Oid	pyr_layout_find(PyrTable *table);
 extern char *pyr_layout_sql(const char *schema, PyrTable *table);
 extern PyrLayout *pyr_layout_create(PyrTable *table, char **row);
 extern bool pyr_layout_is_same(PyrLayout *layout, char **row);

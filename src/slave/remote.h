@@ -101,6 +101,13 @@ typedef struct PyrRemoteFunctions
 								 void *arg);
 
 	/*
+	 * An environment (as environ) in which a program that uses libpq connects
+	 * as this connection did, under that application_name and with our
+	 * database's encoding; palloc'd.
+	 */
+	char	  **(*environment) (PyrRemote *remote, const char *application_name);
+
+	/*
 	 * Waits, at most timeout_ms, for a notification or the latch.
 	 */
 	int			(*wait) (PyrRemote *remote, long timeout_ms);

@@ -43,6 +43,8 @@ static HTAB *tables = NULL;
 static MemoryContext context;	/* of all that hangs on them */
 static uint64 nbookmarks = 0;	/* so many have been set */
 static int	nunfinished = 0;		/* those to be copied, or being copied */
+static int	nmissing = 0;		/* those that do not exist here, of these */
+static uint64 nfinished = 0;	/* so many times one stopped to be unfinished */
 static bool is_list_wanted = true;
 static TimestampTz listed_at = 0;
 
@@ -52,16 +54,27 @@ static const char *const state_words[] = {
 	[PYR_TABLE_READY] = "ready",
 };
 
-static PyrTable *
-get_table(const char *schema, const char *tablename)
+/*
+ * A hash key.
+ */
+PyrTableName
+pyr_table_name(const char *schema, const char *tablename)
 {
 	PyrTableName name;
-	PyrTable   *table;
-	bool		found;
 
 	memset(&name, 0, sizeof(name));
 	namestrcpy(&name.schema, schema);
 	namestrcpy(&name.table, tablename);
+	return name;
+}
+
+static PyrTable *
+get_table(const char *schema, const char *tablename)
+{
+	PyrTableName name = pyr_table_name(schema, tablename);
+	PyrTable   *table;
+	bool		found;
+
 	table = hash_search(tables, &name, HASH_ENTER, &found);
 	if (!found)
 	{
@@ -81,9 +94,29 @@ is_unfinished(PyrTable *table)
 void
 pyr_table_set_state(PyrTable *table, PyrTableState state)
 {
-	nunfinished -= is_unfinished(table);
+	bool		was_unfinished = is_unfinished(table);
+
 	table->state = state;
-	nunfinished += is_unfinished(table);
+	nunfinished += is_unfinished(table) - was_unfinished;
+	nfinished += was_unfinished && !is_unfinished(table);
+	if (state != PYR_TABLE_WAITING)
+		pyr_table_set_missing(table, false);
+}
+
+/*
+ * A table that does not exist here is not copied until it does.
+ */
+void
+pyr_table_set_missing(PyrTable *table, bool is_missing)
+{
+	nmissing += is_missing - table->is_missing;
+	table->is_missing = is_missing;
+}
+
+bool
+pyr_tables_any_missing(void)
+{
+	return nmissing > 0;
 }
 
 static void
@@ -517,7 +550,7 @@ pyr_tables_next(void)
 	hash_seq_init(&status, tables);
 	while ((table = hash_seq_search(&status)) != NULL)
 	{
-		if (!is_unfinished(table))
+		if (!is_unfinished(table) || table->is_missing)
 			continue;
 		if (table->retry_at > now)
 			continue;
@@ -529,6 +562,47 @@ pyr_tables_next(void)
 			next = table;
 	}
 	return next;
+}
+
+/*
+ * Whether the table is followed; and whether rows of it may still be missing.
+ */
+bool
+pyr_tables_has(const char *schema, const char *tablename, bool *unfinished)
+{
+	PyrTableName name = pyr_table_name(schema, tablename);
+	PyrTable   *table = hash_search(tables, &name, HASH_FIND, NULL);
+
+	*unfinished = table != NULL && is_unfinished(table);
+	return table != NULL && table->state != PYR_TABLE_UNKNOWN;
+}
+
+/*
+ * Grows whenever an unfinished table has become something else.
+ */
+uint64
+pyr_tables_nfinished(void)
+{
+	return nfinished;
+}
+
+/*
+ * The tables of which nothing has been copied yet.
+ */
+List *
+pyr_tables_waiting(void)
+{
+	HASH_SEQ_STATUS status;
+	PyrTable   *table;
+	List	   *waiting = NIL;
+
+	hash_seq_init(&status, tables);
+	while ((table = hash_seq_search(&status)) != NULL)
+	{
+		if (table->state == PYR_TABLE_WAITING)
+			waiting = lappend(waiting, table);
+	}
+	return waiting;
 }
 
 /*
@@ -629,7 +703,7 @@ pyr_tables_due_ms(void)
 	{
 		long		left_ms = TimestampDifferenceMilliseconds(now, table->retry_at);
 
-		if (!is_unfinished(table))
+		if (!is_unfinished(table) || table->is_missing)
 			continue;
 		if (due_ms < 0 || left_ms < due_ms)
 			due_ms = left_ms;

@@ -34,6 +34,7 @@ typedef struct PyrTable
 	PyrTableState state;
 	bool		is_resync;		/* there are rows here that may be wrong */
 	bool		is_listed;		/* in the list being taken in */
+	bool		is_missing;		/* here; schema.c is to make it */
 	Oid			trigger;		/* the log trigger on the master */
 	char	  **bookmark;		/* key of the last row copied; NULL: none is */
 	int			nbookmark;
@@ -53,6 +54,7 @@ typedef struct PyrTable
 	void	   *user;			/* copy.c's */
 } PyrTable;
 
+extern PyrTableName pyr_table_name(const char *schema, const char *tablename);
 extern void pyr_tables_load(const char *replica);
 extern void pyr_tables_take_requests(void);
 extern void pyr_tables_forget_all(const char *replica);
@@ -67,6 +69,12 @@ extern void pyr_tables_want_list(void);
 extern void pyr_tables_refresh_list(void);
 extern bool pyr_tables_list_is_due(void);
 extern PyrTable *pyr_tables_next(void);
+extern void pyr_table_set_missing(PyrTable *table, bool is_missing);
+extern bool pyr_tables_any_missing(void);
+extern List *pyr_tables_waiting(void);
+extern bool pyr_tables_has(const char *schema, const char *tablename,
+						   bool *is_unfinished);
+extern uint64 pyr_tables_nfinished(void);
 extern List *pyr_tables_ready(const char *schema, const char *tablename);
 extern List *pyr_tables_to_verify(int64 interval_ms);
 extern long pyr_tables_verify_due_ms(int64 interval_ms);

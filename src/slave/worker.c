@@ -41,6 +41,7 @@
 #include "slave/local.h"
 #include "slave/origin.h"
 #include "slave/position.h"
+#include "slave/schema.h"
 #include "slave/status.h"
 #include "slave/tables.h"
 #include "slave/verify.h"
@@ -135,6 +136,7 @@ reload(void)
 	ProcessConfigFile(PGC_SIGHUP);
 	retry_ms = RETRY_FIRST_MS;
 	pyr_tables_retry();
+	pyr_schema_retry();
 
 	if (master_conninfo[0] == '\0' || !replica_enabled)
 		proc_exit(0);
@@ -205,6 +207,7 @@ close_origin(void)
 {
 	if (origin == NULL)
 		return;
+	pyr_schema_give_up();
 	pyr_window_clear(next_window);
 	pyr_origin_close(origin);
 	origin = NULL;
@@ -506,7 +509,7 @@ look(void)
 		pyr_status_in_step(at);
 
 		/* who waits for what was committed there waits for copies as well */
-		if (!pyr_copy_is_due())
+		if (!pyr_copy_is_due() && !pyr_tables_any_missing())
 			pyr_status_wait_served(request);
 	}
 	pyr_window_clear(window);
@@ -560,6 +563,7 @@ sleep_announced(void)
 		long		left_ms = TimestampDifferenceMilliseconds(GetCurrentTimestamp(), until);
 		long		copy_due_ms = pyr_tables_due_ms();
 		long		verify_due_ms = pyr_verify_due_ms();
+		long		schema_due_ms = pyr_schema_due_ms();
 		int			events;
 
 		show(PYR_STATE_WAITING, STATE_IDLE, "waiting for NOTIFY");
@@ -575,9 +579,9 @@ sleep_announced(void)
 			pyr_tables_want_list();
 			return true;
 		}
-		if (pyr_status_wait_pending())
+		if (pyr_status_wait_pending() && !pyr_tables_any_missing())
 			return true;
-		if (pyr_copy_is_due() || pyr_verify_is_due())
+		if (pyr_copy_is_due() || pyr_verify_is_due() || pyr_schema_is_due())
 			return true;
 		if (is_confirm_due)
 			left_ms = Min(left_ms, Max(confirm_due_ms(), 1));
@@ -585,6 +589,8 @@ sleep_announced(void)
 			left_ms = Min(left_ms, Max(copy_due_ms, 1));
 		if (verify_due_ms >= 0)
 			left_ms = Min(left_ms, Max(verify_due_ms, 1));
+		if (schema_due_ms >= 0)
+			left_ms = Min(left_ms, Max(schema_due_ms, 1));
 		if (has_prepared)
 			left_ms = Min(left_ms, PREPARED_POLL_MS);
 
@@ -657,8 +663,10 @@ work(void)
 	if (!look())
 		return false;
 	pyr_verify_settle();
+	if (!pyr_window_fetch_is_under_way())
+		pyr_schema_work(origin);
 	is_behind = !is_in_step || pyr_copy_is_due() || pyr_verify_is_due() ||
-		pyr_window_fetch_is_under_way();
+		pyr_schema_is_due() || pyr_window_fetch_is_under_way();
 	if (found_looks > 0 || is_behind)
 		return pace(is_behind);
 	return rest();
@@ -701,6 +709,7 @@ begin(void)
 			pyr_position_load_dump(replica, &position);
 	}
 	pyr_tables_load(replica);
+	pyr_schema_load();
 	window = pyr_window_create();
 	next_window = pyr_window_create();
 	pyr_local_commit_transaction();
