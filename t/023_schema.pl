@@ -210,24 +210,31 @@ my $locker = $master->background_psql('postgres');
 $locker->query_safe('BEGIN; LOCK TABLE kept.stays');
 set_conf($slave, 'pyreplica.enabled = on');
 wait_status($slave, q(state = 'waiting'));
-my $command;
-ok( poll_until(
+
+# The process of pg_dump, once there is one.
+sub pg_dump_pid
+{
+	my $pid;
+	poll_until(
 		sub {
-			my $pid = status_value($slave, 'pid') or return 0;
-			my ($children) = run_command([ 'pgrep', '-P', $pid ]);
-			my ($child) = $children =~ /(\d+)/ or return 0;
-			$command = eval { slurp_file("/proc/$child/cmdline") } // '';
-			return $command =~ /pg_dump/;
-		}),
-	'pg_dump runs beside the worker');
-unlike($command, qr/$password/, 'and nobody sees the password');
+			my $worker = status_value($slave, 'pid') or return 0;
+			($pid) = (run_command([ 'pgrep', '-P', $worker, 'pg_dump' ]))[0] =~ /(\d+)/;
+			return $pid;
+		}) or BAIL_OUT("there is no pg_dump:\n" . status($slave));
+	return $pid;
+}
+
+# It does not outlive what it is for, even if it hangs.
+my $pid = pg_dump_pid();
+unlike(slurp_file("/proc/$pid/cmdline"), qr/$password/, 'nobody sees the password');
+kill('STOP', $pid);
 on_master(q(SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'pyreplica postgres'));
-ok( poll_until(
-		sub {
-			(run_command([ 'pgrep', '-P', status_value($slave, 'pid') // 1, 'pg_dump' ]))[0] eq ''
-			  || status_value($slave, 'errors') > 0;
-		}),
-	'it ends with the connection');
+ok(poll_until(sub { !kill(0, $pid) }), 'pg_dump ends with the connection');
+$pid = pg_dump_pid();
+kill('STOP', $pid);
+on_slave(q(SELECT pg_terminate_backend(pid) FROM pyreplica_status));
+ok(poll_until(sub { !kill(0, $pid) }), 'and with the worker');
+
 ok( $slave->poll_query_until('postgres',
 		q(SELECT count(*) = 6 FROM pyreplica_tables WHERE last_error ~ 'pg_dump could not read the master''s definitions.*LOCK TABLE')),
 	'a lock on the master is not waited for');

@@ -149,11 +149,11 @@ pyr_child_exists(void)
 bool
 pyr_child_is_running(void)
 {
-	int			status;
+	int			status = -1;	/* should somebody else have waited for it */
 
 	if (child.pid == 0)
 		return false;
-	if (waitpid(child.pid, &status, WNOHANG) != child.pid)
+	if (waitpid(child.pid, &status, WNOHANG) == 0)
 		return true;
 	child.pid = 0;
 	child.status = status;

@@ -186,8 +186,7 @@ is_duplicate(ErrorData *error)
 	return error->sqlerrcode == ERRCODE_DUPLICATE_OBJECT ||
 		error->sqlerrcode == ERRCODE_DUPLICATE_FUNCTION ||
 		error->sqlerrcode == ERRCODE_DUPLICATE_SCHEMA ||
-		error->sqlerrcode == ERRCODE_DUPLICATE_TABLE ||
-		error->sqlerrcode == ERRCODE_UNIQUE_VIOLATION;
+		error->sqlerrcode == ERRCODE_DUPLICATE_TABLE;
 }
 
 /* ---- what statements are about ---- */
@@ -210,12 +209,6 @@ static const char *
 last_name(List *names)
 {
 	return strVal(llast(names));
-}
-
-static RangeVar *
-range_var(List *names)
-{
-	return makeRangeVarFromNameList(names);
 }
 
 /*
@@ -305,11 +298,9 @@ note_index(Making *making, RangeVar *table, const char *name)
 static Verdict
 judge_new_relation(Making *making, RangeVar *relation)
 {
-	bool		ignored;
-
 	if (relation->schemaname == NULL ||
 		(is_ours(relation->relname) &&
-		 !pyr_tables_has(relation->schemaname, relation->relname, &ignored)))
+		 !pyr_tables_is_followed(relation->schemaname, relation->relname)))
 		return PASS_OVER;
 	if (exists(relation))
 		return PASS_OVER;
@@ -367,7 +358,7 @@ judge_owned_by(Making *making, AlterSeqStmt *stmt)
 		List	   *names = (List *) option->arg;
 
 		if (strcmp(option->defname, "owned_by") == 0 && list_length(names) > 1 &&
-			!is_made(making, range_var(list_truncate(list_copy(names),
+			!is_made(making, makeRangeVarFromNameList(list_truncate(list_copy(names),
 													 list_length(names) - 1))))
 			return PASS_OVER;
 	}
@@ -458,14 +449,14 @@ judge(Making *making, Node *stmt)
 		case T_CreateDomainStmt:
 			if (judge_type(((CreateDomainStmt *) stmt)->domainname) == PASS_OVER)
 				return PASS_OVER;
-			note_made(making, range_var(((CreateDomainStmt *) stmt)->domainname));
+			note_made(making, makeRangeVarFromNameList(((CreateDomainStmt *) stmt)->domainname));
 			return MAKE;
 		case T_CreateEnumStmt:
 			return judge_type(((CreateEnumStmt *) stmt)->typeName);
 		case T_CreateRangeStmt:
 			return judge_type(((CreateRangeStmt *) stmt)->typeName);
 		case T_AlterDomainStmt:
-			return is_made(making, range_var(((AlterDomainStmt *) stmt)->typeName))
+			return is_made(making, makeRangeVarFromNameList(((AlterDomainStmt *) stmt)->typeName))
 				? LATER : PASS_OVER;
 		case T_CreateFunctionStmt:
 			return judge_function((CreateFunctionStmt *) stmt);
@@ -631,8 +622,12 @@ take_definition(Making *making, PyrDump *dump, PyrDefinition *definition)
 	{
 		ErrorData  *error = attempt_part(carry_out, &part);
 
-		if (error == NULL ||
-			(part.verdict == MAKE && is_duplicate(error)))
+		if (error == NULL)
+			return;
+
+		/* of some kinds of objects a catalog's index tells */
+		if (part.verdict == MAKE &&
+			(is_duplicate(error) || error->sqlerrcode == ERRCODE_UNIQUE_VIOLATION))
 			return;
 		if (first == NULL)
 			first = error;
@@ -817,6 +812,18 @@ fail_missing(void *arg)
 	}
 }
 
+/*
+ * The same, in a transaction of its own.
+ */
+static void
+give_up_missing(ErrorData *error)
+{
+	pyr_child_end();
+	pyr_local_begin_transaction();
+	fail_missing(error);
+	pyr_local_commit_transaction();
+}
+
 static char *
 skip(char *text, const char *start)
 {
@@ -873,14 +880,12 @@ finish_pg_dump(void)
 	}
 	else
 		error = attempt(take_dump, &making);
-	pyr_child_end();
 	if (error != NULL)
 	{
-		pyr_local_begin_transaction();
-		fail_missing(error);
-		pyr_local_commit_transaction();
+		give_up_missing(error);
 		return;
 	}
+	pyr_child_end();
 	later.left += making.nkept;
 	later.is_under_way = false;
 	later.nfinished = UINT64_MAX;
@@ -931,11 +936,9 @@ is_unfinished(RangeVar *relation)
 	{
 		char	   *schema = get_namespace_name(get_rel_namespace(lfirst_oid(cell)));
 		char	   *name = get_rel_name(lfirst_oid(cell));
-		bool		unfinished = false;
 
-		if (schema != NULL && name != NULL)
-			(void) pyr_tables_has(schema, name, &unfinished);
-		if (unfinished)
+		if (schema != NULL && name != NULL &&
+			pyr_tables_is_unfinished(schema, name))
 			return true;
 	}
 	return false;
@@ -1143,11 +1146,8 @@ pyr_schema_work(PyrOrigin *origin)
 	else if (pyr_tables_any_missing())
 	{
 		error = attempt(ask, origin);
-		if (error == NULL)
-			return;
-		pyr_local_begin_transaction();
-		fail_missing(error);
-		pyr_local_commit_transaction();
+		if (error != NULL)
+			give_up_missing(error);
 	}
 	else if (is_later_due())
 		go_on();

@@ -565,16 +565,33 @@ pyr_tables_next(void)
 }
 
 /*
- * Whether the table is followed; and whether rows of it may still be missing.
+ * What is known of a table of that name; NULL: nothing.
  */
-bool
-pyr_tables_has(const char *schema, const char *tablename, bool *unfinished)
+static PyrTable *
+find_table(const char *schema, const char *tablename)
 {
 	PyrTableName name = pyr_table_name(schema, tablename);
-	PyrTable   *table = hash_search(tables, &name, HASH_FIND, NULL);
 
-	*unfinished = table != NULL && is_unfinished(table);
+	return hash_search(tables, &name, HASH_FIND, NULL);
+}
+
+bool
+pyr_tables_is_followed(const char *schema, const char *tablename)
+{
+	PyrTable   *table = find_table(schema, tablename);
+
 	return table != NULL && table->state != PYR_TABLE_UNKNOWN;
+}
+
+/*
+ * Whether rows of the table are still to come.
+ */
+bool
+pyr_tables_is_unfinished(const char *schema, const char *tablename)
+{
+	PyrTable   *table = find_table(schema, tablename);
+
+	return table != NULL && is_unfinished(table);
 }
 
 /*

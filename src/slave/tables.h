@@ -72,8 +72,8 @@ extern PyrTable *pyr_tables_next(void);
 extern void pyr_table_set_missing(PyrTable *table, bool is_missing);
 extern bool pyr_tables_any_missing(void);
 extern List *pyr_tables_waiting(void);
-extern bool pyr_tables_has(const char *schema, const char *tablename,
-						   bool *is_unfinished);
+extern bool pyr_tables_is_followed(const char *schema, const char *tablename);
+extern bool pyr_tables_is_unfinished(const char *schema, const char *tablename);
 extern uint64 pyr_tables_nfinished(void);
 extern List *pyr_tables_ready(const char *schema, const char *tablename);
 extern List *pyr_tables_to_verify(int64 interval_ms);

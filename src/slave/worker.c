@@ -566,7 +566,10 @@ sleep_announced(void)
 		long		schema_due_ms = pyr_schema_due_ms();
 		int			events;
 
-		show(PYR_STATE_WAITING, STATE_IDLE, "waiting for NOTIFY");
+		if (pyr_tables_any_missing())
+			show(PYR_STATE_COPYING, STATE_IDLE, "waiting for pg_dump");
+		else
+			show(PYR_STATE_WAITING, STATE_IDLE, "waiting for NOTIFY");
 		if (is_confirm_time())
 		{
 			if (!confirm())

@@ -13,6 +13,7 @@ use Bench::Markdown qw(section milliseconds);
 use Bench::Report::Copy;
 use Bench::Report::Drain;
 use Bench::Report::Growth;
+use Bench::Report::Indexes;
 use Bench::Report::Latency;
 use Bench::Rounds;
 use Bench::Stats qw(median spread);
@@ -28,6 +29,7 @@ use POSIX ();
 #   backlogs            the drains' name, title, changes
 #   drains, limits      lists, see Bench::Drain
 #   copies              list, see Bench::Copy
+#   indexes             list, see Bench::Indexes
 #   growth              list, see Bench::Growth
 #   latencies           list, see Bench::Latency
 sub render ($results, $options)
@@ -39,6 +41,7 @@ sub render ($results, $options)
 		Bench::Report::Drain::ratio_table($results),
 		Bench::Report::Drain::cpu_table($results),
 		Bench::Report::Copy::copy_table($results),
+		Bench::Report::Indexes::indexes_table($results),
 		Bench::Report::Growth::backlog_table($results),
 		Bench::Report::Growth::tables_table($results),
 		Bench::Report::Latency::latency_table($results, $options),
