@@ -118,23 +118,135 @@ COMMENT ON VIEW replica_log_sql IS
 CREATE FUNCTION py_log_replica() RETURNS trigger
 AS 'MODULE_PATHNAME' LANGUAGE C;
 COMMENT ON FUNCTION py_log_replica() IS
-'log trigger: py_log_replica(''tablename'', ''keycolumn'' ...)';
+'log trigger: py_log_replica(''tablename'', ''keycolumn'' ..., '''', ''option'', ''value'' ...); the empty argument and what follows can be left out; options: log_old (on: what rows were before is logged, too)';
+
+-- A log trigger's arguments.
+CREATE FUNCTION py_log_arguments(trigger oid)
+RETURNS text[]
+LANGUAGE sql STABLE STRICT
+SET search_path = pg_catalog, pg_temp
+AS $$
+	SELECT array_agg(convert_from(decode(u.a, 'hex'), getdatabaseencoding()) ORDER BY u.n)
+	  FROM pg_trigger t,
+		   unnest(string_to_array(regexp_replace(encode(t.tgargs, 'hex'), '(..)', '\1 ', 'g'), '00 ')) WITH ORDINALITY AS u(a, n)
+	 WHERE t.oid = trigger AND u.n <= t.tgnargs
+$$;
+
+-- The columns that they name as key, NULL if none; and the options.
+CREATE FUNCTION py_log_options(trigger oid,
+	OUT key text[], OUT log_old boolean)
+LANGUAGE sql STABLE STRICT
+SET search_path = pg_catalog, pg_temp
+AS $$
+	SELECT nullif(t.a[2 : t.n - 1], '{}'),
+		   coalesce((SELECT t.a[i + 1]::boolean FROM generate_series(t.n + 1, cardinality(t.a) - 1, 2) AS i
+					  WHERE t.a[i] = 'log_old' ORDER BY i DESC LIMIT 1), false)
+	  FROM (SELECT a, coalesce(array_position(a, '', 2), cardinality(a) + 1) AS n
+			  FROM @extschema@.py_log_arguments(trigger) AS a) t
+$$;
+
+CREATE FUNCTION py_log_primary_key(tab regclass)
+RETURNS text[]
+LANGUAGE sql STABLE STRICT
+SET search_path = pg_catalog, pg_temp
+AS $$
+	SELECT array_agg(a.attname::text ORDER BY k.n)
+	  FROM pg_index i,
+		   unnest(i.indkey::int2[]) WITH ORDINALITY AS k(attnum, n),
+		   pg_attribute a
+	 WHERE i.indrelid = tab AND i.indisprimary
+	   AND k.n <= i.indnkeyatts
+	   AND a.attrelid = tab AND a.attnum = k.attnum
+$$;
+
+-- Why these columns do not tell the table's rows apart at any moment; all NULL
+-- if they do.
+CREATE FUNCTION py_log_key_problem(tab regclass, key text[],
+	OUT problem text, OUT detail text, OUT hint text)
+LANGUAGE plpgsql STABLE STRICT
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+	bad		text;
+BEGIN
+	SELECT k INTO bad FROM unnest(key) AS k
+	 WHERE NOT EXISTS (SELECT FROM pg_attribute a
+						WHERE a.attrelid = tab AND a.attname = k
+						  AND a.attnum > 0 AND NOT a.attisdropped)
+	 LIMIT 1;
+	IF FOUND THEN
+		problem := format('column "%s" of table %s does not exist', bad, tab);
+		detail := format('The key is to be (%s).', array_to_string(key, ', '));
+		hint := 'Give the names of columns of the table, each once.';
+		RETURN;
+	END IF;
+	SELECT k INTO bad FROM unnest(key) AS k GROUP BY k HAVING count(*) > 1 LIMIT 1;
+	IF FOUND THEN
+		problem := format('column "%s" is twice in the key of table %s', bad, tab);
+		detail := format('The key is to be (%s).', array_to_string(key, ', '));
+		hint := 'Give the names of columns of the table, each once.';
+		RETURN;
+	END IF;
+	SELECT a.attname INTO bad FROM pg_attribute a
+	 WHERE a.attrelid = tab AND a.attname = ANY (key) AND NOT a.attnotnull
+	 LIMIT 1;
+	IF FOUND THEN
+		problem := format('column "%s" of table %s may be null, so it cannot be part of a key', bad, tab);
+		detail := 'Rows with a null in their key cannot be told apart.';
+		hint := format('ALTER TABLE %s ALTER %I SET NOT NULL', tab, bad);
+		RETURN;
+	END IF;
+
+	-- indexes that look at nothing but these columns: the best one
+	SELECT CASE WHEN NOT i.indisunique THEN format('Index %s is not unique.', i.indexrelid::regclass)
+				WHEN NOT i.indisvalid THEN format('Index %s is not valid.', i.indexrelid::regclass)
+				WHEN NOT i.indimmediate THEN format('Index %s is deferrable.', i.indexrelid::regclass)
+				WHEN i.indpred IS NOT NULL THEN format('Index %s is about some rows only.', i.indexrelid::regclass)
+				ELSE '' END
+	  INTO bad
+	  FROM pg_index i
+	 WHERE i.indrelid = tab
+	   AND NOT EXISTS (SELECT FROM unnest(i.indkey::int2[]) WITH ORDINALITY AS x(attnum, n)
+						WHERE x.n <= i.indnkeyatts
+						  AND NOT EXISTS (SELECT FROM pg_attribute a
+										   WHERE a.attrelid = tab AND a.attnum = x.attnum
+											 AND a.attname = ANY (key)))
+	 ORDER BY i.indisunique AND i.indisvalid AND i.indimmediate AND i.indpred IS NULL DESC,
+			  i.indisunique DESC, 1 LIMIT 1;
+	IF bad IS DISTINCT FROM '' THEN
+		problem := format('no unique index makes (%s) a key of table %s', array_to_string(key, ', '), tab);
+		detail := coalesce(bad, 'There is no index on these columns alone.');
+		hint := format('CREATE UNIQUE INDEX ON %s (%s)', tab,
+					   (SELECT string_agg(quote_ident(k), ', ' ORDER BY n) FROM unnest(key) WITH ORDINALITY AS u(k, n)));
+	END IF;
+END
+$$;
 
 -- Row triggers fire in the order of their names.  Ours has to be the first, so
 -- that what other triggers do to the row is logged after the row's own change.
-CREATE FUNCTION py_log_create_tg(schemaname text, tablename text)
+--
+-- Options that are not given (NULL) stay as they are, so that creating the
+-- triggers of all tables once more changes nothing.  If only what is logged of a
+-- change is another by now, and not which rows and columns are, the trigger is
+-- replaced and keeps its OID, by which slaves know it: they go on as before.
+CREATE FUNCTION py_log_create_tg(schemaname text, tablename text,
+	key text[] DEFAULT NULL, log_old boolean DEFAULT NULL)
 RETURNS text
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
 SET client_min_messages = warning
 AS $$
+#variable_conflict use_variable
 DECLARE
 	tab		regclass;
 	kind	"char";
 	persistence "char";
-	pk		text[];
-	args	text;
+	was		record;
+	wrong	record;
+	args	text[];
+	literals text;
 	existed	boolean;
+	keeps_oid boolean;
 BEGIN
 	SELECT c.oid, c.relkind, c.relpersistence INTO tab, kind, persistence
 	  FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
@@ -158,47 +270,66 @@ BEGIN
 		RETURN format(' table %s is temporary (couldn''t be replicated)!', tablename);
 	END IF;
 
-	SELECT array_agg(a.attname::text ORDER BY k.n) INTO pk
-	  FROM pg_index i,
-		   unnest(i.indkey::int2[]) WITH ORDINALITY AS k(attnum, n),
-		   pg_attribute a
-	 WHERE i.indrelid = tab AND i.indisprimary
-	   AND k.n <= i.indnkeyatts
-	   AND a.attrelid = tab AND a.attnum = k.attnum;
-	IF pk IS NULL THEN
+	-- as it is, but for what is asked for
+	SELECT t.oid, t.tgenabled, o.key, o.log_old,
+		   @extschema@.py_log_arguments(t.oid) AS args INTO was
+	  FROM pg_trigger t, @extschema@.py_log_options(t.oid) o
+	 WHERE t.tgrelid = tab AND t.tgname = '!py_log_replica_tg'
+	   AND t.tgfoid = '@extschema@.py_log_replica'::regproc
+	   AND t.tgenabled <> 'D';
+	log_old := coalesce(log_old, was.log_old, false);
+	IF cardinality(key) > 0 THEN
+		SELECT * INTO wrong FROM @extschema@.py_log_key_problem(tab, key);
+		IF wrong.problem IS NOT NULL THEN
+			RAISE EXCEPTION '%', wrong.problem
+				USING ERRCODE = 'invalid_table_definition',
+				DETAIL = wrong.detail, HINT = wrong.hint;
+		END IF;
+	ELSIF key IS NULL AND (SELECT p.problem IS NULL FROM @extschema@.py_log_key_problem(tab, was.key) p) THEN
+		key := was.key;
+	END IF;
+	key := coalesce(nullif(key, '{}'), @extschema@.py_log_primary_key(tab));
+	IF key IS NULL THEN
 		RETURN format(' table %s has no pk constraint (couldn''t be replicated)!', tablename);
 	END IF;
 
-	SELECT string_agg(quote_literal(x), ', ' ORDER BY n) INTO args
-	  FROM unnest(tablename || pk) WITH ORDINALITY AS u(x, n);
-
-	-- leave a table alone that has exactly these triggers already
-	SELECT count(*) = 2 INTO existed
+	args := tablename || key;
+	IF log_old THEN
+		args := args || ARRAY['', 'log_old', 'on'];
+	END IF;
+	SELECT was.args = args AND count(*) = 1 INTO existed
 	  FROM pg_trigger t
-	 WHERE t.tgrelid = tab AND NOT t.tgisinternal
-	   AND t.tgname IN ('!py_log_replica_tg', '!py_log_truncate_tg')
+	 WHERE t.tgrelid = tab AND t.tgname = '!py_log_truncate_tg'
 	   AND t.tgfoid = '@extschema@.py_log_replica'::regproc
-	   AND t.tgargs = (SELECT string_agg(convert_to(x, getdatabaseencoding()) || '\x00'::bytea, ''::bytea ORDER BY n)
-						 FROM unnest(tablename || pk) WITH ORDINALITY AS u(x, n))
+	   AND @extschema@.py_log_arguments(t.oid) = args
 	   AND t.tgenabled <> 'D';
-	IF NOT existed THEN
-		EXECUTE format('DROP TRIGGER IF EXISTS "!py_log_replica_tg" ON %I.%I',
-					   schemaname, tablename);
+	IF existed IS NOT TRUE THEN
+		literals := (SELECT string_agg(quote_literal(x), ', ' ORDER BY n) FROM unnest(args) WITH ORDINALITY AS u(x, n));
+		keeps_oid := was.key = key AND current_setting('server_version_num')::int >= 140000;
+		IF keeps_oid IS NOT TRUE THEN
+			EXECUTE format('DROP TRIGGER IF EXISTS "!py_log_replica_tg" ON %I.%I',
+						   schemaname, tablename);
+		END IF;
 		EXECUTE format('DROP TRIGGER IF EXISTS "!py_log_truncate_tg" ON %I.%I',
 					   schemaname, tablename);
-		EXECUTE format('CREATE TRIGGER "!py_log_replica_tg" AFTER INSERT OR UPDATE OR DELETE ON %I.%I FOR EACH ROW EXECUTE FUNCTION @extschema@.py_log_replica(%s)',
-					   schemaname, tablename, args);
+		EXECUTE format('CREATE %s TRIGGER "!py_log_replica_tg" AFTER INSERT OR UPDATE OR DELETE ON %I.%I FOR EACH ROW EXECUTE FUNCTION @extschema@.py_log_replica(%s)',
+					   CASE WHEN keeps_oid THEN 'OR REPLACE' ELSE '' END,
+					   schemaname, tablename, literals);
 		EXECUTE format('CREATE TRIGGER "!py_log_truncate_tg" AFTER TRUNCATE ON %I.%I FOR EACH STATEMENT EXECUTE FUNCTION @extschema@.py_log_replica(%s)',
-					   schemaname, tablename, args);
+					   schemaname, tablename, literals);
+		IF was.tgenabled <> 'O' THEN
+			EXECUTE format('ALTER TABLE %1$I.%2$I ENABLE %3$s TRIGGER "!py_log_replica_tg", ENABLE %3$s TRIGGER "!py_log_truncate_tg"',
+						   schemaname, tablename, CASE was.tgenabled WHEN 'A' THEN 'ALWAYS' ELSE 'REPLICA' END);
+		END IF;
 		PERFORM pg_notify('replicas', 'tables');
 	END IF;
 
 	RETURN format('created trigger on %s (%s)', tablename,
-				  array_to_string(pk, ','));
+				  array_to_string(key, ','));
 END
 $$;
-COMMENT ON FUNCTION py_log_create_tg(text, text) IS
-'creates the log triggers of a table with a primary key; says what it did';
+COMMENT ON FUNCTION py_log_create_tg(text, text, text[], boolean) IS
+'creates the log triggers of a table with a primary key, or with the unique columns key; says what it did. log_old: what rows were before is logged, too';
 
 -- The schema of a bare table name: the first on the caller's search_path that
 -- has it; else the only one that has it at all.
@@ -231,12 +362,14 @@ BEGIN
 END
 $$;
 
-CREATE FUNCTION py_log_create_tg(tablename text)
+-- No other text may follow tablename: two would be taken for schema and table.
+CREATE FUNCTION py_log_create_tg(tablename text,
+	key text[] DEFAULT NULL, log_old boolean DEFAULT NULL)
 RETURNS text
 LANGUAGE sql
-AS $$ SELECT @extschema@.py_log_create_tg(@extschema@.py_log_table_schema(tablename), tablename) $$;
-COMMENT ON FUNCTION py_log_create_tg(text) IS
-'creates the log triggers of a table with a primary key; says what it did';
+AS $$ SELECT @extschema@.py_log_create_tg(@extschema@.py_log_table_schema(tablename), tablename, key, log_old) $$;
+COMMENT ON FUNCTION py_log_create_tg(text, text[], boolean) IS
+'creates the log triggers of a table with a primary key, or with the unique columns key; says what it did. log_old: what rows were before is logged, too';
 
 CREATE FUNCTION py_log_drop_tg(schemaname text, tablename text)
 RETURNS text
@@ -274,24 +407,11 @@ RETURNS text[]
 LANGUAGE sql STABLE STRICT
 SET search_path = pg_catalog, pg_temp
 AS $$
-	WITH named AS (
-		SELECT u.n, convert_from(decode(u.a, 'escape'), getdatabaseencoding()) AS a
-		  FROM pg_trigger t,
-			   unnest(string_to_array(encode(t.tgargs, 'escape'), '\000')) WITH ORDINALITY AS u(a, n)
-		 WHERE t.oid = trigger AND u.n > 1 AND u.a <> '')
-	SELECT CASE WHEN (SELECT count(*) > 0 AND bool_and(EXISTS (
-						SELECT FROM pg_trigger t JOIN pg_attribute c ON c.attrelid = t.tgrelid
-						 WHERE t.oid = trigger AND c.attname = named.a
-						   AND c.attnum > 0 AND NOT c.attisdropped))
-						FROM named)
-		THEN (SELECT array_agg(a ORDER BY n) FROM named)
-		ELSE (SELECT array_agg(c.attname::text ORDER BY k.n)
-				FROM pg_trigger t JOIN pg_index i ON i.indrelid = t.tgrelid AND i.indisprimary,
-					 unnest(i.indkey::int2[]) WITH ORDINALITY AS k(attnum, n),
-					 pg_attribute c
-			   WHERE t.oid = trigger AND k.n <= i.indnkeyatts
-				 AND c.attrelid = t.tgrelid AND c.attnum = k.attnum)
-		END
+	SELECT CASE WHEN o.key <@ (SELECT array_agg(c.attname::text) FROM pg_attribute c
+								WHERE c.attrelid = t.tgrelid AND c.attnum > 0 AND NOT c.attisdropped)
+		   THEN o.key ELSE @extschema@.py_log_primary_key(t.tgrelid) END
+	  FROM pg_trigger t, @extschema@.py_log_options(t.oid) o
+	 WHERE t.oid = trigger
 $$;
 
 CREATE VIEW py_log_tables AS
@@ -858,6 +978,7 @@ BEGIN
 	EXECUTE format('GRANT EXECUTE ON FUNCTION @extschema@.py_log_fetch(pg_snapshot, integer, integer) TO %I', role);
 	EXECUTE format('GRANT EXECUTE ON FUNCTION @extschema@.py_log_rotate() TO %I', role);
 	EXECUTE format('GRANT SELECT ON @extschema@.py_log_tables TO %I', role);
+	EXECUTE format('GRANT EXECUTE ON FUNCTION @extschema@.py_log_arguments(oid), @extschema@.py_log_options(oid), @extschema@.py_log_primary_key(regclass) TO %I', role);
 	EXECUTE format('GRANT EXECUTE ON FUNCTION @extschema@.py_log_key(oid), @extschema@.py_log_order(oid, oid), @extschema@.py_log_describe(text, text) TO %I', role);
 END
 $$;
@@ -1091,7 +1212,8 @@ REVOKE ALL ON SEQUENCE replica_log_current FROM PUBLIC;
 REVOKE ALL ON FUNCTION
 	py_log_changes(bytea), py_log_replica(),
 	py_log_fetch(pg_snapshot, integer, integer),
-	py_log_create_tg(text, text), py_log_create_tg(text),
+	py_log_create_tg(text, text, text[], boolean), py_log_create_tg(text, text[], boolean),
+	py_log_arguments(oid), py_log_options(oid), py_log_primary_key(regclass), py_log_key_problem(regclass, text[]),
 	py_log_drop_tg(text, text), py_log_drop_tg(text),
 	py_log_add_slave(text), py_log_drop_slave(text),
 	py_log_attach(text, text, pg_snapshot, pg_snapshot, pg_lsn, boolean),

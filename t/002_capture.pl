@@ -761,6 +761,93 @@ SELECT lastval();
 SQL
 	'lastval() is the application\'s');
 
+# What rows were before is logged, too, if that is asked for; slaves need not
+# begin anew for it.
+my $identity = q(SELECT trigger, py_log_key(trigger) FROM py_log_tables WHERE tablename = 't');
+my $known = $master->safe_psql('postgres', $identity);
+$clean_up->();
+$master->safe_psql('postgres', q(SELECT py_log_create_tg('t', log_old => true)));
+is($master->safe_psql('postgres', $identity), $known, 'a trigger that is told to log old values stays the same to slaves');
+$captured->(
+	'an insert has no old values', q(INSERT INTO t VALUES (1, 'one', 1), (2, NULL, 2)),
+	q(INSERT INTO public.t (id, a, b, c) VALUES ('1', 'one', '1', 'c')),
+	q(INSERT INTO public.t (id, a, b, c) VALUES ('2', NULL, '2', 'c')));
+$captured->(
+	'an update has those of the columns it sets', q(UPDATE t SET b = b + 1, c = c, a = CASE WHEN a IS NULL THEN 'two' ELSE a END),
+	q(UPDATE public.t SET b='2' WHERE id='1' AND b IS NOT DISTINCT FROM '1'),
+	q(UPDATE public.t SET a='two', b='3' WHERE id='2' AND a IS NOT DISTINCT FROM NULL AND b IS NOT DISTINCT FROM '2'));
+$captured->(
+	'an update of the key has all', q(UPDATE t SET id = 3 WHERE id = 2),
+	q(UPDATE public.t SET id='3', a='two', b='3', c='c' WHERE id='2' AND id IS NOT DISTINCT FROM '2' AND a IS NOT DISTINCT FROM 'two' AND b IS NOT DISTINCT FROM '3' AND c IS NOT DISTINCT FROM 'c'));
+$captured->(
+	'a delete has all but the key', q(DELETE FROM t WHERE id = 3),
+	q(DELETE FROM public.t WHERE id='3' AND a IS NOT DISTINCT FROM 'two' AND b IS NOT DISTINCT FROM '3' AND c IS NOT DISTINCT FROM 'c'));
+$captured->('a truncate has none', 'TRUNCATE t', 'TRUNCATE ONLY public.t');
+$captured->(
+	'nor has a table of which nothing was asked', q(INSERT INTO u VALUES (1, 'a'); DELETE FROM u),
+	q(INSERT INTO public.u (id, name, n) VALUES ('1', 'a', '0')),
+	q(DELETE FROM public.u WHERE id='1'));
+$tell->('a history with old values', <<'SQL');
+BEGIN;
+INSERT INTO t SELECT i, i, i FROM generate_series(1, 50) i;
+UPDATE t SET a = repeat('x', 3000) WHERE id % 2 = 0;
+SAVEPOINT s;
+UPDATE t SET b = 0;
+ROLLBACK TO s;
+UPDATE t SET id = id + 100, c = NULL WHERE id % 3 = 0;
+DELETE FROM t WHERE id % 5 = 0;
+COMMIT;
+UPDATE t SET a = NULL, b = -b;
+SQL
+is($master->safe_psql('postgres', q(SELECT py_log_create_tg('t'))), 'created trigger on t (id)', 'what is not asked for once more');
+$captured->(
+	'stays', 'DELETE FROM t WHERE id = 1',
+	q(DELETE FROM public.t WHERE id='1' AND a IS NOT DISTINCT FROM NULL AND b IS NOT DISTINCT FROM '-1' AND c IS NOT DISTINCT FROM 'c'));
+$master->safe_psql('postgres', q(SELECT py_log_create_tg('t', log_old => false)));
+$captured->('until it is called off', 'DELETE FROM t WHERE id = 2', q(DELETE FROM public.t WHERE id='2'));
+is($master->safe_psql('postgres', $identity), $known, 'the trigger is still the same');
+
+# An option by hand, and one that there is not.
+$master->safe_psql('postgres', <<'SQL');
+CREATE TABLE by_hand (id int PRIMARY KEY, a text);
+CREATE TRIGGER "!py_log_replica_tg" AFTER INSERT OR UPDATE OR DELETE ON by_hand
+	FOR EACH ROW EXECUTE FUNCTION py_log_replica('by_hand', '', 'log_old', 'on');
+SQL
+$slave->safe_psql('postgres', 'CREATE TABLE by_hand (id int PRIMARY KEY, a text)');
+$captured->(
+	'a trigger by hand with an option', q(INSERT INTO by_hand VALUES (1, 'a'); DELETE FROM by_hand),
+	q(INSERT INTO public.by_hand (id, a) VALUES ('1', 'a')),
+	q(DELETE FROM public.by_hand WHERE id='1' AND a IS NOT DISTINCT FROM 'a'));
+$master->safe_psql('postgres', <<'SQL');
+CREATE OR REPLACE TRIGGER "!py_log_replica_tg" AFTER INSERT OR UPDATE OR DELETE ON by_hand
+	FOR EACH ROW EXECUTE FUNCTION py_log_replica('by_hand', 'id', '', 'log_new', 'on');
+SQL
+like(($master->psql('postgres', 'INSERT INTO by_hand VALUES (2)'))[2],
+	qr/cannot log changes of table "public.by_hand": trigger "!py_log_replica_tg" has an option "log_new" of value "on"/,
+	'an option that there is not');
+
+# Unique columns as key, where there is no primary key.
+on_both($master, $slave, 'CREATE TABLE no_pk (a int NOT NULL, b text NOT NULL, c int, CONSTRAINT late UNIQUE (b) DEFERRABLE)');
+foreach my $case (
+	[ q('{a,x}'), qr/column "x" of table public\.no_pk does not exist/ ],
+	[ q('{a,a}'), qr/column "a" is twice in the key of table public\.no_pk/ ],
+	[ q('{c}'),   qr/column "c" of table public\.no_pk may be null.*ALTER TABLE public\.no_pk ALTER c SET NOT NULL/s ],
+	[ q('{a}'),   qr/no unique index makes \(a\) a key of table public\.no_pk.*There is no index.*CREATE UNIQUE INDEX ON public\.no_pk \(a\)/s ],
+	[ q('{b}'),   qr/no unique index makes \(b\) a key.*Index public\.late is deferrable/s ])
+{
+	like(($master->psql('postgres', "SELECT py_log_create_tg('no_pk', key => $case->[0])"))[2],
+		$case->[1], "$case->[0] is no key");
+}
+on_both($master, $slave, 'CREATE UNIQUE INDEX ON no_pk (b, a)');
+is($master->safe_psql('postgres', q(SELECT py_log_create_tg('no_pk', key => '{a,b}'))), 'created trigger on no_pk (a,b)', 'unique columns are a key');
+is($master->safe_psql('postgres', q(SELECT py_log_create_tg('public', 'no_pk'))), 'created trigger on no_pk (a,b)', 'and stay it');
+story($master, $slave, 'a table without a primary key', <<'SQL', 'no_pk');
+INSERT INTO no_pk SELECT i, i, i FROM generate_series(1, 20) i;
+UPDATE no_pk SET c = -c WHERE a % 2 = 0;
+UPDATE no_pk SET b = 'b' || b WHERE a % 3 = 0;
+DELETE FROM no_pk WHERE a % 5 = 0;
+SQL
+
 # Who may write the table need not have any right on pyreplica's objects.
 $master->safe_psql('postgres', <<'SQL');
 CREATE ROLE writer LOGIN;

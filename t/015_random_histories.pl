@@ -508,6 +508,10 @@ $master->safe_psql('postgres', $collation . $ddl{master});
 $_->safe_psql($_->name, $collation . $ddl{slave}) for @slaves;
 log_table($master, @{ $table{$_}{logged} // [$_] }) for @tables;
 
+# Of some tables the log tells what rows were before.
+$master->safe_psql('postgres', "SELECT py_log_create_tg('$_', log_old => true)")
+  for grep { rand() < 0.5 } map { @{ $table{$_}{logged} // [$_] } } @tables;
+
 # A slave's ordinary triggers don't fire, and its foreign keys don't act.
 $_->safe_psql($_->name, <<'SQL') for @slaves;
 CREATE FUNCTION nobody_calls_it() RETURNS trigger LANGUAGE plpgsql AS

@@ -276,28 +276,36 @@ parse_shape(PyrDecoder *decoder, const char *bytes, int len)
 	const char *fixed;			/* verb and flags */
 	uint64		nkey = 0;
 	uint64		nset = 0;
+	uint64		nold = 0;
+	uint64		ncolumns;
 
 	if (!read_bytes(&cursor, 2, &fixed))
 		corrupt("an empty shape");
 	shape->verb = (PyrVerb) fixed[0];
 	if (strchr("IUDT", fixed[0]) == NULL || fixed[0] == '\0')
 		corrupt("unknown operation");
-	if ((fixed[1] & ~PYR_SHAPE_SHARED_KEY) != 0)
+	if ((fixed[1] & ~(PYR_SHAPE_SHARED_KEY | PYR_SHAPE_OLD)) != 0)
 		corrupt("unknown flags");
 	shape->has_shared_key = (fixed[1] & PYR_SHAPE_SHARED_KEY) != 0;
 	shape->schema = read_name(decoder, &cursor);
 	shape->table = read_name(decoder, &cursor);
 	if (!read_varint(&cursor, &nkey) || !read_varint(&cursor, &nset) ||
-		nkey > MaxTupleAttributeNumber || nset > MaxTupleAttributeNumber)
+		((fixed[1] & PYR_SHAPE_OLD) != 0 && !read_varint(&cursor, &nold)) ||
+		nkey > MaxTupleAttributeNumber || nset > MaxTupleAttributeNumber ||
+		nold > MaxTupleAttributeNumber)
 		corrupt("impossible number of columns");
 	if ((nkey == 0) != (shape->verb == PYR_TRUNCATE) ||
-		(nset > 0 && shape->verb != PYR_INSERT && shape->verb != PYR_UPDATE))
+		(nset > 0 && shape->verb != PYR_INSERT && shape->verb != PYR_UPDATE) ||
+		(nold > 0 && shape->verb != PYR_DELETE &&
+		 (shape->verb != PYR_UPDATE || nold != nset)))
 		corrupt("columns that the operation cannot have");
 	shape->nkey = nkey;
 	shape->nset = nset;
+	shape->nold = nold;
+	ncolumns = nkey + nset + nold;
 	shape->columns = MemoryContextAllocZero(decoder->context,
-											(nkey + nset + 1) * sizeof(PyrShapeColumn));
-	for (uint64 i = 0; i < nkey + nset; i++)
+											(ncolumns + 1) * sizeof(PyrShapeColumn));
+	for (uint64 i = 0; i < ncolumns; i++)
 	{
 		uint64		type;
 
@@ -423,7 +431,7 @@ parse_change(PyrDecoder *decoder, Cursor *cursor, PyrChange *change)
 	if (number >= decoder->nshapes)
 		corrupt("a change has an unknown shape");
 	change->shape = decoder->shapes[number];
-	nvalues = change->shape->nkey + change->shape->nset;
+	nvalues = change->shape->nkey + change->shape->nset + change->shape->nold;
 
 	if (nvalues > decoder->maxvalues)
 	{

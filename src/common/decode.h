@@ -27,7 +27,8 @@ typedef struct PyrShape
 	char	   *table;
 	int			nkey;
 	int			nset;
-	PyrShapeColumn *columns;	/* nkey + nset of them */
+	int			nold;			/* 0: old values are not known */
+	PyrShapeColumn *columns;	/* nkey + nset + nold of them */
 
 	/* for the users of the shape; NULL at first */
 	void	   *user;			/* where its changes go */
@@ -45,7 +46,7 @@ typedef struct PyrValue
 typedef struct PyrChange
 {
 	PyrShape   *shape;
-	PyrValue   *values;			/* nkey + nset of them */
+	PyrValue   *values;			/* nkey + nset + nold of them */
 } PyrChange;
 
 /*

@@ -12,9 +12,10 @@
  *	stream	:= header shape* change*
  *	header	:= version:byte flags:byte(0) nshapes:varint body:varint
  *	shape	:= length:varint verb:byte flags:byte schema:string table:string
- *			   nkey:varint nset:varint column{nkey + nset}
+ *			   nkey:varint nset:varint [nold:varint]
+ *			   column{nkey + nset + nold}
  *	column	:= name:string type:varint
- *	change	:= shape:varint value{nkey + nset}
+ *	change	:= shape:varint value{nkey + nset + nold}
  *	value	:= 0 (NULL) | length+1:varint bytes
  *	string	:= length:varint bytes
  *	varint	:= 7 bits a byte, least significant first, high bit: more follows
@@ -35,6 +36,12 @@
  * The flag PYR_SHAPE_SHARED_KEY tells that rows can share a key for a while:
  * the master's table has no unique index on it that is checked at once.
  * Changes of such a table mean what they say only in their order.
+ *
+ * The flag PYR_SHAPE_OLD tells that changes say what the row was before; only
+ * then there is nold.  An update has the old values of the columns that it
+ * sets, the same columns in the same order; a delete those of all columns but
+ * the key.  Nobody needs them to apply the change, but they tell whether the
+ * row that it meets is the one that the master had.
  *
  * A column's type tells how its values are written: the OID of a built-in
  * type means the bytes that values.c documents for it (binary, the same for
@@ -60,9 +67,10 @@
 #ifndef PYR_FORMAT_H
 #define PYR_FORMAT_H
 
-#define PYR_FORMAT_VERSION		2
+#define PYR_FORMAT_VERSION		3
 
 #define PYR_SHAPE_SHARED_KEY	0x01
+#define PYR_SHAPE_OLD			0x02
 
 /* of a window */
 #define PYR_WINDOW_VERSION		1

@@ -89,6 +89,24 @@ pyr_render_key(StringInfo out, PyrChange *change, int encoding)
 	render_columns(out, change, 0, change->shape->nkey, " AND ", encoding);
 }
 
+/*
+ * Appends what the row was before, as far as that was logged.
+ */
+static void
+render_old(StringInfo out, PyrChange *change, int encoding)
+{
+	int			first = change->shape->nkey + change->shape->nset;
+
+	for (int i = first; i < first + change->shape->nold; i++)
+	{
+		PyrShapeColumn *column = &change->shape->columns[i];
+
+		appendStringInfo(out, " AND %s IS NOT DISTINCT FROM ",
+						 quote_identifier(column->name));
+		render_value(out, column, &change->values[i], encoding);
+	}
+}
+
 static void
 render_insert(StringInfo out, PyrChange *change, int encoding)
 {
@@ -131,11 +149,13 @@ pyr_render_change(StringInfo out, PyrChange *change, int encoding)
 						   shape->nkey + shape->nset, ", ", encoding);
 			appendStringInfoString(out, " WHERE ");
 			pyr_render_key(out, change, encoding);
+			render_old(out, change, encoding);
 			break;
 
 		case PYR_DELETE:
 			appendStringInfo(out, "DELETE FROM %s WHERE ", table);
 			pyr_render_key(out, change, encoding);
+			render_old(out, change, encoding);
 			break;
 
 		case PYR_TRUNCATE:

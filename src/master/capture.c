@@ -323,31 +323,40 @@ append_value(PyrColumn *column, Datum value, bool isnull)
 }
 
 /*
- * Appends one change: the key out of one row, the set columns out of another.
+ * Appends the row's values of these columns.
+ */
+static void
+append_values(PyrRelInfo *info, Bitmapset *set, TupleTableSlot *row)
+{
+	int			i = -1;
+
+	while ((i = bms_next_member(set, i)) >= 0)
+		append_value(&info->columns[i], row->tts_values[i], row->tts_isnull[i]);
+}
+
+/*
+ * Appends one change: the key out of one row, the set columns out of another;
+ * and out of the first, what they were before, if that is to be logged.
  */
 static void
 append_change(PyrRelInfo *info, PyrVerb verb, Bitmapset *set,
 			  TupleTableSlot *key_row, TupleTableSlot *set_row)
 {
 	int			nestlevel;
-	int			i;
 
 	append_varint(pyr_log_shape(info, verb, set));
 
 	nestlevel = pin_settings(info);
 	slot_getallattrs(key_row);
-	for (i = 0; i < info->nkey; i++)
+	for (int i = 0; i < info->nkey; i++)
 	{
 		int			att = info->key[i] - 1;
 
 		append_value(&info->columns[att],
 					 key_row->tts_values[att], key_row->tts_isnull[att]);
 	}
-
-	i = -1;
-	while ((i = bms_next_member(set, i)) >= 0)
-		append_value(&info->columns[i],
-					 set_row->tts_values[i], set_row->tts_isnull[i]);
+	append_values(info, set, set_row);
+	append_values(info, pyr_relinfo_old(info, verb, set), key_row);
 
 	if (nestlevel >= 0)
 		AtEOXact_GUC(true, nestlevel);
@@ -634,10 +643,11 @@ check_trigger(FunctionCallInfo fcinfo)
 }
 
 /*
- * py_log_replica('tablename', 'keycolumn' ...) is the log trigger's function.
- * The first argument is there because PyReplica had it; the table logged is
- * the one that the trigger is on, under the name it has at that time.  If the
- * other arguments do not name columns, the primary key is used.
+ * py_log_replica('tablename', 'keycolumn' ..., '', 'option', 'value' ...) is
+ * the log trigger's function.  The first argument is there because PyReplica
+ * had it; the table logged is the one that the trigger is on, under the name it
+ * has at that time.  If the other arguments, up to an empty one, do not name
+ * columns, the primary key is used.  For the options see relinfo.c.
  */
 Datum
 py_log_replica(PG_FUNCTION_ARGS)

@@ -163,6 +163,15 @@ append_column(StringInfo out, PyrColumn *column)
 	append_varint(out, column->type);
 }
 
+static void
+append_columns(StringInfo out, PyrRelInfo *info, Bitmapset *set)
+{
+	int			att = -1;
+
+	while ((att = bms_next_member(set, att)) >= 0)
+		append_column(out, &info->columns[att]);
+}
+
 /*
  * Writes a shape down, as format.h has it.
  */
@@ -171,19 +180,23 @@ write_shape(PyrRelInfo *info, PyrVerb verb, Bitmapset *set)
 {
 	StringInfoData shape;
 	int			nkey = verb == PYR_TRUNCATE ? 0 : info->nkey;
-	int			att = -1;
+	Bitmapset  *old = pyr_relinfo_old(info, verb, set);
 
 	initStringInfo(&shape);
 	appendStringInfoChar(&shape, (char) verb);
-	appendStringInfoChar(&shape, info->has_shared_key ? PYR_SHAPE_SHARED_KEY : 0);
+	appendStringInfoChar(&shape,
+						 (info->has_shared_key ? PYR_SHAPE_SHARED_KEY : 0) |
+						 (old != NULL ? PYR_SHAPE_OLD : 0));
 	append_name(&shape, info->schema);
 	append_name(&shape, info->table);
 	append_varint(&shape, nkey);
 	append_varint(&shape, bms_num_members(set));
+	if (old != NULL)
+		append_varint(&shape, bms_num_members(old));
 	for (int i = 0; i < nkey; i++)
 		append_column(&shape, &info->columns[info->key[i] - 1]);
-	while ((att = bms_next_member(set, att)) >= 0)
-		append_column(&shape, &info->columns[att]);
+	append_columns(&shape, info, set);
+	append_columns(&shape, info, old);
 
 	append_varint(&state->shapes, shape.len);
 	appendBinaryStringInfo(&state->shapes, shape.data, shape.len);

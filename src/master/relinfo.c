@@ -77,6 +77,20 @@ create_cache(void)
 }
 
 /*
+ * Where the trigger's arguments for the key end.  What follows is an empty one,
+ * which cannot name a column, and then options, each a name and a value.
+ */
+static int
+key_end(Trigger *trigger)
+{
+	int			i = 1;
+
+	while (i < trigger->tgnargs && trigger->tgargs[i][0] != '\0')
+		i++;
+	return i;
+}
+
+/*
  * The key columns named by the trigger's arguments (the first argument is the
  * table's name, as in PyReplica), or an empty list if they do not name
  * columns, say because one was renamed since.
@@ -85,8 +99,9 @@ static List *
 key_from_trigger(Relation rel, Trigger *trigger)
 {
 	List	   *key = NIL;
+	int			end = key_end(trigger);
 
-	for (int i = 1; i < trigger->tgnargs; i++)
+	for (int i = 1; i < end; i++)
 	{
 		AttrNumber	attnum = get_attnum(RelationGetRelid(rel),
 										trigger->tgargs[i]);
@@ -96,6 +111,36 @@ key_from_trigger(Relation rel, Trigger *trigger)
 		key = lappend_int(key, attnum);
 	}
 	return key;
+}
+
+/*
+ * Takes in one of the trigger's options.
+ */
+static void
+set_option(PyrRelInfo *info, Trigger *trigger, const char *name,
+		   const char *value)
+{
+	bool		is_known = false;
+
+	if (strcmp(name, "log_old") == 0)
+		is_known = parse_bool(value, &info->logs_old);
+	if (!is_known)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("cannot log changes of table \"%s.%s\": trigger \"%s\" has an option \"%s\" of value \"%s\"",
+						info->schema, info->table, trigger->tgname, name, value),
+				 errhint("Use py_log_create_tg to create the log triggers.")));
+}
+
+/*
+ * The options that follow the key in the trigger's arguments.
+ */
+static void
+options_from_trigger(PyrRelInfo *info, Trigger *trigger)
+{
+	for (int i = key_end(trigger) + 1; i < trigger->tgnargs; i += 2)
+		set_option(info, trigger, trigger->tgargs[i],
+				   i + 1 < trigger->tgnargs ? trigger->tgargs[i + 1] : "");
 }
 
 /*
@@ -196,6 +241,7 @@ fill_info(PyrRelInfo *info, Relation rel, Trigger *trigger)
 	info->table = pstrdup(RelationGetRelationName(rel));
 	info->natts = desc->natts;
 	info->columns = palloc0(desc->natts * sizeof(PyrColumn));
+	options_from_trigger(info, trigger);
 
 	key = key_from_trigger(rel, trigger);
 	if (key == NIL)
@@ -300,6 +346,17 @@ pyr_relinfo_get(Relation rel, Trigger *trigger)
 	}
 	entry->info = build(rel, trigger);
 	return latest = entry->info;
+}
+
+/*
+ * The columns whose old values are logged with a change that sets those.
+ */
+Bitmapset *
+pyr_relinfo_old(PyrRelInfo *info, PyrVerb verb, Bitmapset *set)
+{
+	if (!info->logs_old)
+		return NULL;
+	return verb == PYR_UPDATE ? set : verb == PYR_DELETE ? info->but_key : NULL;
 }
 
 /*

@@ -9,6 +9,7 @@
 #define PYR_RELINFO_H
 
 #include "commands/trigger.h"
+#include "common/format.h"
 #include "common/values.h"
 #include "nodes/bitmapset.h"
 #include "utils/rel.h"
@@ -43,11 +44,14 @@ typedef struct PyrRelInfo
 	Bitmapset  *but_key;		/* captured columns that are not key, from 0 */
 	Bitmapset  *unique;			/* columns that unique values depend on */
 	bool		has_shared_key; /* rows can share a key for a while */
+	bool		logs_old;		/* what rows were before, too */
 	bool		has_text;		/* some column travels as text ... */
 	bool		has_names;		/* ... that depends on search_path */
 } PyrRelInfo;
 
 extern PyrRelInfo *pyr_relinfo_get(Relation rel, Trigger *trigger);
+extern Bitmapset *pyr_relinfo_old(PyrRelInfo *info, PyrVerb verb,
+								  Bitmapset *set);
 extern void pyr_relinfo_end_transaction(void);
 
 #endif							/* PYR_RELINFO_H */

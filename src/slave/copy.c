@@ -793,11 +793,12 @@ derive(PyrBinding *binding)
 	derived = palloc0(sizeof(Derived));
 	derived->delete = *update;
 	derived->delete.verb = PYR_DELETE;
-	derived->delete.nset = 0;
+	derived->delete.nset = derived->delete.nold = 0;
 	derived->delete.user = NULL;
 	derived->insert = *update;
 	derived->insert.verb = PYR_INSERT;
 	derived->insert.user = NULL;
+	derived->insert.nold = 0;
 	derived->insert.columns = palloc((nkey + update->nset) * sizeof(PyrShapeColumn));
 	derived->from = palloc((nkey + update->nset) * sizeof(int));
 	for (int i = 0; i < nkey; i++)
