@@ -17,10 +17,12 @@ OBJS = \
 	src/pyreplica.o \
 	src/common/config.o \
 	src/common/decode.o \
+	src/common/arrays.o \
 	src/common/values.o \
 	src/common/wal.o \
 	src/common/keys.o \
 	src/common/render.o \
+	src/master/filter.o \
 	src/master/relinfo.o \
 	src/master/txbuffer.o \
 	src/master/capture.o \

@@ -118,7 +118,7 @@ COMMENT ON VIEW replica_log_sql IS
 CREATE FUNCTION py_log_replica() RETURNS trigger
 AS 'MODULE_PATHNAME' LANGUAGE C;
 COMMENT ON FUNCTION py_log_replica() IS
-'log trigger: py_log_replica(''tablename'', ''keycolumn'' ..., '''', ''option'', ''value'' ...); the empty argument and what follows can be left out; options: log_old (on: what rows were before is logged, too)';
+'log trigger: py_log_replica(''tablename'', ''keycolumn'' ..., '''', ''option'', ''value'' ...); the empty argument and what follows can be left out; options: log_old (on: what rows were before is logged, too), row_filter (a condition for the rows that are logged), columns (an array of the columns that are, the key among them)';
 
 -- A log trigger's arguments.
 CREATE FUNCTION py_log_arguments(trigger oid)
@@ -132,18 +132,31 @@ AS $$
 	 WHERE t.oid = trigger AND u.n <= t.tgnargs
 $$;
 
--- The columns that they name as key, NULL if none; and the options.
+-- The columns that they name as key, NULL if none; and the options.  "filter" is a
+-- number made of which rows and columns are logged, as relinfo.c makes it, 0: all.
 CREATE FUNCTION py_log_options(trigger oid,
-	OUT key text[], OUT log_old boolean)
+	OUT key text[], OUT row_filter text, OUT columns text[], OUT log_old boolean,
+	OUT filter integer)
 LANGUAGE sql STABLE STRICT
 SET search_path = pg_catalog, pg_temp
 AS $$
-	SELECT nullif(t.a[2 : t.n - 1], '{}'),
-		   coalesce((SELECT t.a[i + 1]::boolean FROM generate_series(t.n + 1, cardinality(t.a) - 1, 2) AS i
-					  WHERE t.a[i] = 'log_old' ORDER BY i DESC LIMIT 1), false)
+	SELECT nullif(t.a[2 : t.n - 1], '{}'), o.row_filter, o.columns::text[],
+		   coalesce(o.log_old::boolean, false),
+		   CASE WHEN o.row_filter IS NULL AND o.columns IS NULL THEN 0
+				ELSE coalesce(nullif(hashtext(concat(o.row_filter, E'\n', o.columns) COLLATE "C"), 0), 1) END
 	  FROM (SELECT a, coalesce(array_position(a, '', 2), cardinality(a) + 1) AS n
-			  FROM @extschema@.py_log_arguments(trigger) AS a) t
+			  FROM @extschema@.py_log_arguments(trigger) AS a) t,
+	  LATERAL (SELECT max(t.a[i + 1]) FILTER (WHERE t.a[i] = 'row_filter') AS row_filter,
+					  max(t.a[i + 1]) FILTER (WHERE t.a[i] = 'columns') AS columns,
+					  max(t.a[i + 1]) FILTER (WHERE t.a[i] = 'log_old') AS log_old
+				 FROM generate_series(t.n + 1, cardinality(t.a) - 1, 2) AS i) o
 $$;
+
+-- A row filter as it is kept: as the server itself writes it down.  An error if it
+-- uses anything but the row and what is built into the server.
+CREATE FUNCTION py_log_filter(tab regclass, row_filter text)
+RETURNS text
+AS 'MODULE_PATHNAME' LANGUAGE C STRICT STABLE;
 
 CREATE FUNCTION py_log_primary_key(tab regclass)
 RETURNS text[]
@@ -222,14 +235,47 @@ BEGIN
 END
 $$;
 
+-- A list of columns to be logged as it is kept: in the order of the table.
+CREATE FUNCTION py_log_columns(tab regclass, columns text[], key text[])
+RETURNS text[]
+LANGUAGE plpgsql STABLE STRICT
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+	known	text[];
+	bad		text;
+BEGIN
+	SELECT array_agg(a.attname::text ORDER BY a.attnum) INTO known
+	  FROM pg_attribute a
+	 WHERE a.attrelid = tab AND a.attnum > 0 AND NOT a.attisdropped
+	   AND a.attgenerated <> 'v';
+	SELECT c INTO bad FROM unnest(columns) AS c WHERE c <> ALL (known) OR c IS NULL LIMIT 1;
+	IF FOUND THEN
+		RAISE EXCEPTION 'column "%" of table % does not exist', bad, tab
+			USING ERRCODE = 'undefined_column',
+			DETAIL = format('The columns to be logged are (%s).', array_to_string(columns, ', ', 'NULL')),
+			HINT = 'Give others with columns => ''{...}''; ''{}'' means all columns.';
+	END IF;
+	SELECT k INTO bad FROM unnest(key) AS k WHERE k <> ALL (columns) LIMIT 1;
+	IF FOUND THEN
+		RAISE EXCEPTION 'column "%" of the key of table % is not among those to be logged', bad, tab
+			USING ERRCODE = 'invalid_column_reference',
+			DETAIL = format('The key is (%s), the columns to be logged are (%s).', array_to_string(key, ', '), array_to_string(columns, ', ')),
+			HINT = 'The key tells a slave which row is meant.';
+	END IF;
+	RETURN (SELECT array_agg(k ORDER BY n) FROM unnest(known) WITH ORDINALITY AS u(k, n) WHERE k = ANY (columns));
+END
+$$;
+
 -- Row triggers fire in the order of their names.  Ours has to be the first, so
 -- that what other triggers do to the row is logged after the row's own change.
 --
 -- Options that are not given (NULL) stay as they are, so that creating the
--- triggers of all tables once more changes nothing.  If only what is logged of a
--- change is another by now, and not which rows and columns are, the trigger is
--- replaced and keeps its OID, by which slaves know it: they go on as before.
+-- triggers of all tables once more changes nothing.  If the same rows and columns
+-- are logged as before, the trigger is replaced and keeps its OID, by which slaves
+-- know it: they go on.
 CREATE FUNCTION py_log_create_tg(schemaname text, tablename text,
+	row_filter text DEFAULT NULL, columns text[] DEFAULT NULL,
 	key text[] DEFAULT NULL, log_old boolean DEFAULT NULL)
 RETURNS text
 LANGUAGE plpgsql
@@ -243,6 +289,7 @@ DECLARE
 	persistence "char";
 	was		record;
 	wrong	record;
+	options	text[];
 	args	text[];
 	literals text;
 	existed	boolean;
@@ -271,7 +318,7 @@ BEGIN
 	END IF;
 
 	-- as it is, but for what is asked for
-	SELECT t.oid, t.tgenabled, o.key, o.log_old,
+	SELECT t.oid, t.tgenabled, o.key, o.row_filter, o.columns, o.log_old,
 		   @extschema@.py_log_arguments(t.oid) AS args INTO was
 	  FROM pg_trigger t, @extschema@.py_log_options(t.oid) o
 	 WHERE t.tgrelid = tab AND t.tgname = '!py_log_replica_tg'
@@ -293,10 +340,13 @@ BEGIN
 		RETURN format(' table %s has no pk constraint (couldn''t be replicated)!', tablename);
 	END IF;
 
-	args := tablename || key;
-	IF log_old THEN
-		args := args || ARRAY['', 'log_old', 'on'];
-	END IF;
+	row_filter := @extschema@.py_log_filter(tab, nullif(coalesce(row_filter, was.row_filter), ''));
+	columns := @extschema@.py_log_columns(tab, nullif(coalesce(columns, was.columns), '{}'), key);
+
+	options := CASE WHEN log_old THEN '{log_old,on}' ELSE '{}' END::text[]
+		|| CASE WHEN row_filter IS NOT NULL THEN ARRAY['row_filter', row_filter] END
+		|| CASE WHEN columns IS NOT NULL THEN ARRAY['columns', columns::text] END;
+	args := tablename || key || CASE WHEN options <> '{}' THEN ARRAY[''] || options END;
 	SELECT was.args = args AND count(*) = 1 INTO existed
 	  FROM pg_trigger t
 	 WHERE t.tgrelid = tab AND t.tgname = '!py_log_truncate_tg'
@@ -305,7 +355,8 @@ BEGIN
 	   AND t.tgenabled <> 'D';
 	IF existed IS NOT TRUE THEN
 		literals := (SELECT string_agg(quote_literal(x), ', ' ORDER BY n) FROM unnest(args) WITH ORDINALITY AS u(x, n));
-		keeps_oid := was.key = key AND current_setting('server_version_num')::int >= 140000;
+		keeps_oid := was.key = key AND was.row_filter IS NOT DISTINCT FROM row_filter
+			AND was.columns IS NOT DISTINCT FROM columns AND current_setting('server_version_num')::int >= 140000;
 		IF keeps_oid IS NOT TRUE THEN
 			EXECUTE format('DROP TRIGGER IF EXISTS "!py_log_replica_tg" ON %I.%I',
 						   schemaname, tablename);
@@ -328,8 +379,8 @@ BEGIN
 				  array_to_string(key, ','));
 END
 $$;
-COMMENT ON FUNCTION py_log_create_tg(text, text, text[], boolean) IS
-'creates the log triggers of a table with a primary key, or with the unique columns key; says what it did. log_old: what rows were before is logged, too';
+COMMENT ON FUNCTION py_log_create_tg(text, text, text, text[], text[], boolean) IS
+'creates the log triggers of a table with a primary key, or with the unique columns key; says what it did. Only rows that meet row_filter and only columns are logged; log_old: what rows were before is, too';
 
 -- The schema of a bare table name: the first on the caller's search_path that
 -- has it; else the only one that has it at all.
@@ -362,14 +413,15 @@ BEGIN
 END
 $$;
 
--- No other text may follow tablename: two would be taken for schema and table.
+-- No other text follows tablename: two are schema and table.
 CREATE FUNCTION py_log_create_tg(tablename text,
-	key text[] DEFAULT NULL, log_old boolean DEFAULT NULL)
+	columns text[] DEFAULT NULL, key text[] DEFAULT NULL,
+	log_old boolean DEFAULT NULL, row_filter text DEFAULT NULL)
 RETURNS text
 LANGUAGE sql
-AS $$ SELECT @extschema@.py_log_create_tg(@extschema@.py_log_table_schema(tablename), tablename, key, log_old) $$;
-COMMENT ON FUNCTION py_log_create_tg(text, text[], boolean) IS
-'creates the log triggers of a table with a primary key, or with the unique columns key; says what it did. log_old: what rows were before is logged, too';
+AS $$ SELECT @extschema@.py_log_create_tg(@extschema@.py_log_table_schema(tablename), tablename, row_filter, columns, key, log_old) $$;
+COMMENT ON FUNCTION py_log_create_tg(text, text[], text[], boolean, text) IS
+'creates the log triggers of a table with a primary key, or with the unique columns key; says what it did. Only rows that meet row_filter and only columns are logged; log_old: what rows were before is, too';
 
 CREATE FUNCTION py_log_drop_tg(schemaname text, tablename text)
 RETURNS text
@@ -417,14 +469,16 @@ $$;
 CREATE VIEW py_log_tables AS
 SELECT n.nspname AS schemaname, c.relname AS tablename,
 	   t.oid AS trigger,
-	   greatest(c.reltuples, 0)::bigint AS expected
+	   greatest(c.reltuples, 0)::bigint AS expected,
+	   CASE WHEN position('\x0000'::bytea IN t.tgargs) > 0
+			THEN (@extschema@.py_log_options(t.oid)).filter ELSE 0 END AS filter
   FROM pg_catalog.pg_trigger t
   JOIN pg_catalog.pg_class c ON c.oid = t.tgrelid
   JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
  WHERE t.tgfoid = '@extschema@.py_log_replica'::pg_catalog.regproc
    AND t.tgtype & 1 = 1 AND t.tgenabled <> 'D';
 COMMENT ON VIEW py_log_tables IS
-'pyreplica: the tables that have a log trigger; "expected" is the number of rows that statistics tell';
+'pyreplica: the tables that have a log trigger; "expected" is the number of rows that statistics tell; "filter" is not 0 if only some rows or columns are logged';
 
 -- What two servers agree on that sort values of that type and collation alike:
 -- they do if this is the same text on both.  NULL: nobody can tell.
@@ -471,7 +525,7 @@ $$;
 -- A key can be divided into ranges only if no two rows have the same one.
 CREATE FUNCTION py_log_describe(schemaname text, tablename text,
 	OUT key text[], OUT key_types text[], OUT key_orders text[],
-	OUT columns text[], OUT types oid[])
+	OUT columns text[], OUT types oid[], OUT row_filter text)
 RETURNS SETOF record
 LANGUAGE sql STABLE STRICT
 SET search_path = pg_catalog, pg_temp
@@ -485,11 +539,13 @@ AS $$
 			  JOIN pg_attribute a ON a.attrelid = c.oid AND a.attname = u.name AND NOT a.attisdropped),
 		   (SELECT array_agg(a.attname::text ORDER BY a.attnum)
 			  FROM pg_attribute a WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
-			   AND a.attgenerated <> 'v'),
+			   AND a.attgenerated <> 'v' AND a.attname = ANY (coalesce(o.columns, ARRAY[a.attname::text]))),
 		   (SELECT array_agg(a.atttypid ORDER BY a.attnum)
 			  FROM pg_attribute a WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
-			   AND a.attgenerated <> 'v')
+			   AND a.attgenerated <> 'v' AND a.attname = ANY (coalesce(o.columns, ARRAY[a.attname::text]))),
+		   @extschema@.py_log_filter(c.oid, o.row_filter)
 	  FROM @extschema@.py_log_tables l
+	  CROSS JOIN LATERAL @extschema@.py_log_options(l.trigger) o
 	  JOIN pg_namespace n ON n.nspname = l.schemaname
 	  JOIN pg_class c ON c.relnamespace = n.oid AND c.relname = l.tablename,
 	  LATERAL (SELECT n.key, EXISTS (
@@ -978,7 +1034,7 @@ BEGIN
 	EXECUTE format('GRANT EXECUTE ON FUNCTION @extschema@.py_log_fetch(pg_snapshot, integer, integer) TO %I', role);
 	EXECUTE format('GRANT EXECUTE ON FUNCTION @extschema@.py_log_rotate() TO %I', role);
 	EXECUTE format('GRANT SELECT ON @extschema@.py_log_tables TO %I', role);
-	EXECUTE format('GRANT EXECUTE ON FUNCTION @extschema@.py_log_arguments(oid), @extschema@.py_log_options(oid), @extschema@.py_log_primary_key(regclass) TO %I', role);
+	EXECUTE format('GRANT EXECUTE ON FUNCTION @extschema@.py_log_arguments(oid), @extschema@.py_log_options(oid), @extschema@.py_log_primary_key(regclass), @extschema@.py_log_filter(regclass, text) TO %I', role);
 	EXECUTE format('GRANT EXECUTE ON FUNCTION @extschema@.py_log_key(oid), @extschema@.py_log_order(oid, oid), @extschema@.py_log_describe(text, text) TO %I', role);
 END
 $$;
@@ -1014,6 +1070,7 @@ CREATE TABLE pyreplica_table (
 	schemaname	text,
 	tablename	text,
 	trigger		oid,
+	filter		integer NOT NULL DEFAULT 0,
 	state		text NOT NULL CHECK (state IN ('waiting', 'copying', 'ready')),
 	bookmark	text[],
 	is_resync	boolean NOT NULL DEFAULT false,
@@ -1032,6 +1089,7 @@ SELECT pg_catalog.pg_extension_config_dump('@extschema@.pyreplica_table', '');
 COMMENT ON TABLE pyreplica_table IS
 'pyreplica: the tables that each replica follows; to be read in pyreplica_tables';
 COMMENT ON COLUMN pyreplica_table.trigger IS 'the log trigger on the master; another one means that changes may have been missed';
+COMMENT ON COLUMN pyreplica_table.filter IS 'which of its rows and columns are logged, as a number; 0: all';
 COMMENT ON COLUMN pyreplica_table.wants_resync IS 'asked for with pyreplica_resync; the worker takes it from here';
 COMMENT ON COLUMN pyreplica_table.bookmark IS 'key of the last row copied; rows past it are not here yet';
 
@@ -1212,7 +1270,9 @@ REVOKE ALL ON SEQUENCE replica_log_current FROM PUBLIC;
 REVOKE ALL ON FUNCTION
 	py_log_changes(bytea), py_log_replica(),
 	py_log_fetch(pg_snapshot, integer, integer),
-	py_log_create_tg(text, text, text[], boolean), py_log_create_tg(text, text[], boolean),
+	py_log_create_tg(text, text, text, text[], text[], boolean),
+	py_log_create_tg(text, text[], text[], boolean, text),
+	py_log_filter(regclass, text), py_log_columns(regclass, text[], text[]),
 	py_log_arguments(oid), py_log_options(oid), py_log_primary_key(regclass), py_log_key_problem(regclass, text[]),
 	py_log_drop_tg(text, text), py_log_drop_tg(text),
 	py_log_add_slave(text), py_log_drop_slave(text),

@@ -277,6 +277,7 @@ parse_shape(PyrDecoder *decoder, const char *bytes, int len)
 	uint64		nkey = 0;
 	uint64		nset = 0;
 	uint64		nold = 0;
+	uint64		filter = 0;
 	uint64		ncolumns;
 
 	if (!read_bytes(&cursor, 2, &fixed))
@@ -284,7 +285,7 @@ parse_shape(PyrDecoder *decoder, const char *bytes, int len)
 	shape->verb = (PyrVerb) fixed[0];
 	if (strchr("IUDT", fixed[0]) == NULL || fixed[0] == '\0')
 		corrupt("unknown operation");
-	if ((fixed[1] & ~(PYR_SHAPE_SHARED_KEY | PYR_SHAPE_OLD)) != 0)
+	if ((fixed[1] & ~(PYR_SHAPE_SHARED_KEY | PYR_SHAPE_OLD | PYR_SHAPE_FILTERED)) != 0)
 		corrupt("unknown flags");
 	shape->has_shared_key = (fixed[1] & PYR_SHAPE_SHARED_KEY) != 0;
 	shape->schema = read_name(decoder, &cursor);
@@ -299,6 +300,10 @@ parse_shape(PyrDecoder *decoder, const char *bytes, int len)
 		(nold > 0 && shape->verb != PYR_DELETE &&
 		 (shape->verb != PYR_UPDATE || nold != nset)))
 		corrupt("columns that the operation cannot have");
+	if ((fixed[1] & PYR_SHAPE_FILTERED) != 0 &&
+		(!read_varint(&cursor, &filter) || filter == 0 || filter > PG_UINT32_MAX))
+		corrupt("a filter has no number");
+	shape->filter = (uint32) filter;
 	shape->nkey = nkey;
 	shape->nset = nset;
 	shape->nold = nold;

@@ -23,6 +23,7 @@ typedef struct PyrShape
 	int			len;
 	PyrVerb		verb;
 	bool		has_shared_key; /* rows can share a key for a while */
+	uint32		filter;			/* which rows and columns are logged; 0: all */
 	char	   *schema;
 	char	   *table;
 	int			nkey;

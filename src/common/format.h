@@ -12,7 +12,7 @@
  *	stream	:= header shape* change*
  *	header	:= version:byte flags:byte(0) nshapes:varint body:varint
  *	shape	:= length:varint verb:byte flags:byte schema:string table:string
- *			   nkey:varint nset:varint [nold:varint]
+ *			   nkey:varint nset:varint [nold:varint] [filter:varint]
  *			   column{nkey + nset + nold}
  *	column	:= name:string type:varint
  *	change	:= shape:varint value{nkey + nset + nold}
@@ -43,6 +43,11 @@
  * the key.  Nobody needs them to apply the change, but they tell whether the
  * row that it meets is the one that the master had.
  *
+ * The flag PYR_SHAPE_FILTERED tells that only some of the table's rows or columns
+ * are logged; "filter", not 0, is a number made of which ones.  When it
+ * changes, the slave's rows are not those any more that changes from then on
+ * are about.
+ *
  * A column's type tells how its values are written: the OID of a built-in
  * type means the bytes that values.c documents for it (binary, the same for
  * every server version); 0 means the type's text output.  All text is in the
@@ -71,6 +76,7 @@
 
 #define PYR_SHAPE_SHARED_KEY	0x01
 #define PYR_SHAPE_OLD			0x02
+#define PYR_SHAPE_FILTERED		0x04
 
 /* of a window */
 #define PYR_WINDOW_VERSION		1

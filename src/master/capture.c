@@ -42,6 +42,7 @@
 #include "executor/tuptable.h"
 #include "lib/stringinfo.h"
 #include "master/capture.h"
+#include "master/filter.h"
 #include "master/log.h"
 #include "master/relinfo.h"
 #include "master/txbuffer.h"
@@ -539,19 +540,75 @@ put_before(uint64 start, uint64 before)
 		pyr_txbuffer_move(start, pyr_txbuffer_size(), before);
 }
 
+/*
+ * Whether the row is one of those that are logged.
+ */
+static bool
+is_logged(PyrRelInfo *info, TupleTableSlot *row)
+{
+	return info->filter == NULL || pyr_filter_admits(info->filter, row);
+}
+
+/*
+ * Logs that the row is there now.  before is where its creation belongs.
+ */
+static void
+log_insert(PyrRelInfo *info, TupleTableSlot *row, uint64 before)
+{
+	uint64		start = pyr_txbuffer_size();
+
+	append_change(info, PYR_INSERT, info->but_key, row, row);
+	put_before(start, before);
+	note_taken(info->relid, start);
+}
+
+/*
+ * Logs that the row is not there any more; before, as above.
+ */
+static void
+log_delete(PyrRelInfo *info, TupleTableSlot *row, uint64 before)
+{
+	uint64		start = pyr_txbuffer_size();
+
+	append_change(info, PYR_DELETE, NULL, row, NULL);
+	put_before(start, Min(before, taken_before(info->relid, start)));
+}
+
+/*
+ * Logs what has changed in the row; before, as above.
+ */
+static void
+log_update(PyrRelInfo *info, Bitmapset *changed, TupleTableSlot *old,
+		   TupleTableSlot *new, uint64 before)
+{
+	uint64		start = pyr_txbuffer_size();
+
+	/*
+	 * With another key it is another row to a slave that does not have all of
+	 * the table yet: it must be able to insert it.
+	 */
+	if (bms_overlap(changed, info->key_set))
+		changed = bms_union(changed, info->but_key);
+	changed = pyr_log_columns(info, changed);
+	append_change(info, PYR_UPDATE, changed, old, new);
+	if (bms_overlap(changed, info->unique))
+	{
+		before = Min(before, taken_before(info->relid, start));
+		note_taken(info->relid, start);
+	}
+	put_before(start, before);
+}
+
 static void
 capture_insert(TriggerData *trigdata, PyrRelInfo *info)
 {
 	HeapTuple	row = trigdata->tg_trigtuple;
-	uint64		start = pyr_txbuffer_size();
-	uint64		before = start;
+	uint64		before = pyr_txbuffer_size();
 
 	note_firing(HeapTupleHeaderGetCmin(row->t_data));
-	append_change(info, PYR_INSERT, info->but_key,
-				  trigdata->tg_trigslot, trigdata->tg_trigslot);
 	(void) note_created(row, &before);
-	put_before(start, before);
-	note_taken(info->relid, start);
+	if (is_logged(info, trigdata->tg_trigslot))
+		log_insert(info, trigdata->tg_trigslot, before);
 	note_command(HeapTupleHeaderGetCmin(row->t_data));
 }
 
@@ -559,15 +616,19 @@ static void
 capture_update(TriggerData *trigdata, PyrRelInfo *info)
 {
 	HeapTuple	new = trigdata->tg_newtuple;
+	TupleTableSlot *old_row = trigdata->tg_trigslot;
+	TupleTableSlot *new_row = trigdata->tg_newslot;
 	uint64		start = pyr_txbuffer_size();
 	uint64		before = start;
-	Bitmapset  *changed;
+	bool		was_logged = is_logged(info, old_row);
+	bool		is_now = is_logged(info, new_row);
+	Bitmapset  *changed = NULL;
 
 	note_firing(HeapTupleHeaderGetCmin(new->t_data));
-	changed = changed_columns(info, trigdata->tg_trigslot,
-							  trigdata->tg_newslot);
 	(void) note_created(new, &before);
-	if (bms_is_empty(changed))
+	if (was_logged && is_now)
+		changed = changed_columns(info, old_row, new_row);
+	if (was_logged == is_now && bms_is_empty(changed))
 	{
 		/*
 		 * One version is as good as the other: what replaced the new one, or
@@ -577,21 +638,13 @@ capture_update(TriggerData *trigdata, PyrRelInfo *info)
 		return;
 	}
 
-	/*
-	 * With another key it is another row to a slave that does not have all of
-	 * the table yet: it must be able to insert it.
-	 */
-	if (bms_overlap(changed, info->key_set))
-		changed = bms_union(changed, info->but_key);
-	changed = pyr_log_columns(info, changed);
-	append_change(info, PYR_UPDATE, changed,
-				  trigdata->tg_trigslot, trigdata->tg_newslot);
-	if (bms_overlap(changed, info->unique))
-	{
-		before = Min(before, taken_before(info->relid, start));
-		note_taken(info->relid, start);
-	}
-	put_before(start, before);
+	/* to slaves, a row that comes to meet the filter is new */
+	if (!was_logged)
+		log_insert(info, new_row, before);
+	else if (!is_now)
+		log_delete(info, old_row, before);
+	else
+		log_update(info, changed, old_row, new_row, before);
 	note_replaced(trigdata->tg_trigtuple, start);
 	note_command(HeapTupleHeaderGetCmin(new->t_data));
 }
@@ -603,8 +656,8 @@ capture_delete(TriggerData *trigdata, PyrRelInfo *info)
 	uint64		start = pyr_txbuffer_size();
 
 	note_firing(HeapTupleHeaderGetCmax(row->t_data));
-	append_change(info, PYR_DELETE, NULL, trigdata->tg_trigslot, NULL);
-	put_before(start, taken_before(info->relid, start));
+	if (is_logged(info, trigdata->tg_trigslot))
+		log_delete(info, trigdata->tg_trigslot, start);
 	note_replaced(row, start);
 	note_command(HeapTupleHeaderGetCmax(row->t_data));
 }

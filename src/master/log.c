@@ -186,13 +186,16 @@ write_shape(PyrRelInfo *info, PyrVerb verb, Bitmapset *set)
 	appendStringInfoChar(&shape, (char) verb);
 	appendStringInfoChar(&shape,
 						 (info->has_shared_key ? PYR_SHAPE_SHARED_KEY : 0) |
-						 (old != NULL ? PYR_SHAPE_OLD : 0));
+						 (old != NULL ? PYR_SHAPE_OLD : 0) |
+						 (info->filter_number != 0 ? PYR_SHAPE_FILTERED : 0));
 	append_name(&shape, info->schema);
 	append_name(&shape, info->table);
 	append_varint(&shape, nkey);
 	append_varint(&shape, bms_num_members(set));
 	if (old != NULL)
 		append_varint(&shape, bms_num_members(old));
+	if (info->filter_number != 0)
+		append_varint(&shape, info->filter_number);
 	for (int i = 0; i < nkey; i++)
 		append_column(&shape, &info->columns[info->key[i] - 1]);
 	append_columns(&shape, info, set);

@@ -18,7 +18,9 @@
 #include "catalog/pg_attribute.h"
 #include "catalog/pg_index.h"
 #include "catalog/pg_type.h"
+#include "common/arrays.h"
 #include "common/compat.h"
+#include "common/hashfn.h"
 #include "common/keys.h"
 #include "master/relinfo.h"
 #include "utils/builtins.h"
@@ -27,6 +29,14 @@
 #include "utils/lsyscache.h"
 #include "utils/memutils.h"
 #include "utils/syscache.h"
+
+/* what a trigger's options say */
+typedef struct Options
+{
+	bool		log_old;
+	const char *row_filter;		/* NULL: all rows */
+	const char *columns;		/* an array of names; NULL: all columns */
+} Options;
 
 typedef struct CacheEntry
 {
@@ -114,33 +124,100 @@ key_from_trigger(Relation rel, Trigger *trigger)
 }
 
 /*
- * Takes in one of the trigger's options.
+ * The options that follow the key in the trigger's arguments:
+ *
+ *	log_old		on: old values are logged, too
+ *	row_filter	a condition for the rows that are logged
+ *	columns		an array of the columns that are logged, the key among them
  */
-static void
-set_option(PyrRelInfo *info, Trigger *trigger, const char *name,
-		   const char *value)
+static Options
+options_from_trigger(PyrRelInfo *info, Trigger *trigger)
 {
-	bool		is_known = false;
+	Options		options = {0};
 
-	if (strcmp(name, "log_old") == 0)
-		is_known = parse_bool(value, &info->logs_old);
-	if (!is_known)
-		ereport(ERROR,
-				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("cannot log changes of table \"%s.%s\": trigger \"%s\" has an option \"%s\" of value \"%s\"",
-						info->schema, info->table, trigger->tgname, name, value),
-				 errhint("Use py_log_create_tg to create the log triggers.")));
+	for (int i = key_end(trigger) + 1; i < trigger->tgnargs; i += 2)
+	{
+		const char *name = trigger->tgargs[i];
+		const char *value = i + 1 < trigger->tgnargs ? trigger->tgargs[i + 1] : "";
+		bool		is_known = true;
+
+		if (strcmp(name, "log_old") == 0)
+			is_known = parse_bool(value, &options.log_old);
+		else if (strcmp(name, "row_filter") == 0)
+			options.row_filter = value;
+		else if (strcmp(name, "columns") == 0)
+			options.columns = value;
+		else
+			is_known = false;
+		if (!is_known)
+			ereport(ERROR,
+					(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+					 errmsg("cannot log changes of table \"%s.%s\": trigger \"%s\" has an option \"%s\" of value \"%s\"",
+							info->schema, info->table, trigger->tgname, name, value),
+					 errhint("Use py_log_create_tg to create the log triggers.")));
+	}
+	return options;
 }
 
 /*
- * The options that follow the key in the trigger's arguments.
+ * A number that is another one if other rows or columns are logged; py_log_options
+ * makes the same.
+ */
+static uint32
+number_of_filter(const Options *options)
+{
+	char	   *text;
+	uint32		number;
+
+	if (options->row_filter == NULL && options->columns == NULL)
+		return 0;
+	text = psprintf("%s\n%s",
+					options->row_filter ? options->row_filter : "",
+					options->columns ? options->columns : "");
+	number = hash_bytes((unsigned char *) text, strlen(text));
+	pfree(text);
+	return number != 0 ? number : 1;
+}
+
+/*
+ * Leaves out the columns that are not in the list.
  */
 static void
-options_from_trigger(PyrRelInfo *info, Trigger *trigger)
+keep_columns(PyrRelInfo *info, Relation rel, const char *list)
 {
-	for (int i = key_end(trigger) + 1; i < trigger->tgnargs; i += 2)
-		set_option(info, trigger, trigger->tgargs[i],
-				   i + 1 < trigger->tgnargs ? trigger->tgargs[i + 1] : "");
+	int			n;
+	char	  **names = pyr_array_split(list, &n);
+	Bitmapset  *kept = NULL;
+
+	for (int i = 0; i < n; i++)
+	{
+		AttrNumber	attnum = names[i] == NULL ? InvalidAttrNumber
+			: get_attnum(RelationGetRelid(rel), names[i]);
+
+		if (attnum <= 0)
+			ereport(ERROR,
+					(errcode(ERRCODE_UNDEFINED_COLUMN),
+					 errmsg("cannot log changes of table \"%s.%s\": column \"%s\", which is to be logged, does not exist",
+							info->schema, info->table, names[i] ? names[i] : ""),
+					 errdetail("The columns to be logged are: %s", list),
+					 errhint("SELECT py_log_create_tg('%s', '%s', columns => '{...}') sets others; '{}' means all columns.",
+							 info->schema, info->table)));
+		kept = bms_add_member(kept, attnum - 1);
+	}
+	for (int i = 0; i < info->natts; i++)
+	{
+		if (bms_is_member(i, kept))
+			continue;
+		if (info->columns[i].is_key)
+			ereport(ERROR,
+					(errcode(ERRCODE_INVALID_COLUMN_REFERENCE),
+					 errmsg("cannot log changes of table \"%s.%s\": column \"%s\" of its key is not among those to be logged",
+							info->schema, info->table, info->columns[i].name),
+					 errdetail("The columns to be logged are: %s", list),
+					 errhint("SELECT py_log_create_tg('%s', '%s', columns => '{...}') sets others; '{}' means all columns.",
+							 info->schema, info->table)));
+		info->columns[i].captured = false;
+	}
 }
 
 /*
@@ -234,6 +311,7 @@ static void
 fill_info(PyrRelInfo *info, Relation rel, Trigger *trigger)
 {
 	TupleDesc	desc = RelationGetDescr(rel);
+	Options		options;
 	List	   *key;
 	ListCell   *cell;
 
@@ -241,7 +319,11 @@ fill_info(PyrRelInfo *info, Relation rel, Trigger *trigger)
 	info->table = pstrdup(RelationGetRelationName(rel));
 	info->natts = desc->natts;
 	info->columns = palloc0(desc->natts * sizeof(PyrColumn));
-	options_from_trigger(info, trigger);
+	options = options_from_trigger(info, trigger);
+	info->logs_old = options.log_old;
+	info->filter_number = number_of_filter(&options);
+	if (options.row_filter != NULL)
+		info->filter = pyr_filter_create(rel, options.row_filter);
 
 	key = key_from_trigger(rel, trigger);
 	if (key == NIL)
@@ -256,19 +338,7 @@ fill_info(PyrRelInfo *info, Relation rel, Trigger *trigger)
 						 info->schema, info->table)));
 
 	for (int i = 0; i < desc->natts; i++)
-	{
-		Form_pg_attribute att = TupleDescAttr(desc, i);
-		PyrColumn  *column = &info->columns[i];
-
-		fill_column(column, att);
-		if (!column->captured || column->wire != PYR_WIRE_TEXT)
-			continue;
-		info->has_text = true;
-		if (is_name_type(getBaseType(att->atttypid)) ||
-			is_name_type(get_element_type(att->atttypid)))
-			info->has_names = true;
-	}
-
+		fill_column(&info->columns[i], TupleDescAttr(desc, i));
 	info->unique = pyr_unique_columns(rel);
 	info->nkey = list_length(key);
 	info->key = palloc(info->nkey * sizeof(AttrNumber));
@@ -280,6 +350,22 @@ fill_info(PyrRelInfo *info, Relation rel, Trigger *trigger)
 		info->columns[attnum - 1].is_key = true;
 		info->key_set = bms_add_member(info->key_set, attnum - 1);
 	}
+	if (options.columns != NULL)
+		keep_columns(info, rel, options.columns);
+
+	for (int i = 0; i < desc->natts; i++)
+	{
+		Form_pg_attribute att = TupleDescAttr(desc, i);
+		PyrColumn  *column = &info->columns[i];
+
+		if (!column->captured || column->wire != PYR_WIRE_TEXT)
+			continue;
+		info->has_text = true;
+		if (is_name_type(getBaseType(att->atttypid)) ||
+			is_name_type(get_element_type(att->atttypid)))
+			info->has_names = true;
+	}
+
 	info->has_shared_key = !pyr_key_is_unique(rel, info->key, info->nkey, true);
 	for (int i = 0; i < desc->natts; i++)
 	{

@@ -11,12 +11,13 @@
 #include "commands/trigger.h"
 #include "common/format.h"
 #include "common/values.h"
+#include "master/filter.h"
 #include "nodes/bitmapset.h"
 #include "utils/rel.h"
 
 typedef struct PyrColumn
 {
-	bool		captured;		/* neither dropped nor virtual */
+	bool		captured;		/* not dropped, not virtual, not left out */
 	bool		is_key;
 	PyrWire		wire;
 	Oid			type;			/* what the log says: 0 for text */
@@ -45,6 +46,8 @@ typedef struct PyrRelInfo
 	Bitmapset  *unique;			/* columns that unique values depend on */
 	bool		has_shared_key; /* rows can share a key for a while */
 	bool		logs_old;		/* what rows were before, too */
+	PyrFilter  *filter;			/* which rows are logged; NULL: all */
+	uint32		filter_number;	/* made of which rows and columns; 0: all */
 	bool		has_text;		/* some column travels as text ... */
 	bool		has_names;		/* ... that depends on search_path */
 } PyrRelInfo;

@@ -887,6 +887,9 @@ pyr_copy_admit(PyrTable *table, PyrChange *change, int encoding,
 	bool		was_here;
 	bool		is_now;
 
+	if (table->state != PYR_TABLE_WAITING &&
+		!pyr_table_has_filter(table, shape->filter))
+		pyr_table_begin_anew(table);
 	if (table->state == PYR_TABLE_READY)
 		return PYR_ADMIT;
 	if (shape->verb == PYR_TRUNCATE)

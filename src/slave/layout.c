@@ -18,12 +18,12 @@
 #include "catalog/namespace.h"
 #include "catalog/pg_class.h"
 #include "catalog/pg_type.h"
+#include "common/arrays.h"
 #include "common/values.h"
 #include "executor/spi.h"
 #include "slave/layout.h"
 #include "slave/local.h"
 #include "slave/target.h"
-#include "utils/array.h"
 #include "utils/builtins.h"
 #include "utils/lsyscache.h"
 #include "utils/memutils.h"
@@ -31,7 +31,7 @@
 #include "utils/syscache.h"
 
 /* columns of what the master says of a table */
-#define NDESCRIBED		5
+#define NDESCRIBED		6
 
 /*
  * Asks the master for a description of the table: one row, or none if it has no
@@ -40,7 +40,7 @@
 char *
 pyr_layout_sql(const char *schema, PyrTable *table)
 {
-	return psprintf("SELECT key, key_types, key_orders, columns, types::text[] FROM %s.py_log_describe(%s, %s);",
+	return psprintf("SELECT key, key_types, key_orders, columns, types::text[], row_filter FROM %s.py_log_describe(%s, %s);",
 					schema,
 					quote_literal_cstr(NameStr(table->name.schema)),
 					quote_literal_cstr(NameStr(table->name.table)));
@@ -113,12 +113,19 @@ append_constants(StringInfo sql, PyrLayout *of, bool is_here, char **constants)
 }
 
 /*
- * Appends conditions for keys in the range; NULL: it has no such end.
+ * Appends conditions for keys in the range; NULL: it has no such end.  Of the
+ * master's rows only those count that are logged; here there should not be
+ * others.
  */
 static void
 append_range(StringInfo sql, const char *word, PyrLayout *layout, bool is_here,
 			 bool is_indexed, char **after, char **upto)
 {
+	if (!is_here && layout->row_filter != NULL)
+	{
+		appendStringInfo(sql, "%s(%s)", word, layout->row_filter);
+		word = " AND ";
+	}
 	if (after != NULL)
 	{
 		appendStringInfoString(sql, word);
@@ -155,32 +162,6 @@ pyr_layout_append_found(StringInfo sql, PyrLayout *layout, char **after,
 						char **upto)
 {
 	append_range(sql, " AND ", layout, true, false, after, upto);
-}
-
-/*
- * An array in text form to strings; NULL elements are NULL pointers.
- */
-char **
-pyr_layout_split(const char *array_text, int *n)
-{
-	Oid			input;
-	Oid			ioparam;
-	Datum		array;
-	Datum	   *elements;
-	bool	   *isnull;
-	char	  **strings;
-
-	*n = 0;
-	if (array_text == NULL)
-		return NULL;
-	getTypeInputInfo(TEXTARRAYOID, &input, &ioparam);
-	array = OidInputFunctionCall(input, unconstify(char *, array_text), ioparam, -1);
-	deconstruct_array(DatumGetArrayTypeP(array), TEXTOID, -1, false,
-					  TYPALIGN_INT, &elements, &isnull, n);
-	strings = palloc((*n + 1) * sizeof(char *));
-	for (int i = 0; i < *n; i++)
-		strings[i] = isnull[i] ? NULL : TextDatumGetCString(elements[i]);
-	return strings;
 }
 
 /*
@@ -266,7 +247,7 @@ static char **
 split_all(const char *array_text, int *result_n, int n, bool may_be_null)
 {
 	int			found;
-	char	  **strings = pyr_layout_split(array_text, &found);
+	char	  **strings = pyr_array_split(array_text, &found);
 	bool		is_good = n < 0 || found == n;
 
 	for (int i = 0; i < found; i++)
@@ -299,6 +280,7 @@ fill_layout(PyrLayout *of, char **row)
 	orders = split_all(row[2], NULL, of->nkey, true);
 	columns = split_all(row[3], &ncolumns, -1, false);
 	types = split_all(row[4], NULL, ncolumns, false);
+	of->row_filter = row[5] != NULL ? pstrdup(row[5]) : NULL;
 
 	of->is_sorted = of->nkey > 0;
 	of->key_attnums = palloc((of->nkey + 1) * sizeof(AttrNumber));

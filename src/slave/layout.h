@@ -26,6 +26,7 @@ typedef struct PyrLayout
 	AttrNumber *key_attnums;	/* here */
 	List	   *columns;		/* names, of those that have values on both sides
 								 * and are not computed here */
+	char	   *row_filter;		/* which rows the master logs, as SQL; NULL: all */
 	bool		is_sorted;		/* keys compare here as on the master */
 	bool		is_binary;		/* all columns have a type here that is written
 								 * as on the master */
@@ -41,7 +42,6 @@ extern void pyr_layout_append_range(StringInfo sql, PyrLayout *of,
 									bool is_here, char **after, char **upto);
 extern void pyr_layout_append_found(StringInfo sql, PyrLayout *layout,
 									char **after, char **upto);
-extern char **pyr_layout_split(const char *array_text, int *n);
 extern void pyr_layout_free(PyrLayout *layout);
 
 #endif							/* PYR_LAYOUT_H */

@@ -16,6 +16,8 @@
  * A table with another log trigger than before may have been changed while it
  * had none; it is copied anew, over what is there.  So is a table with another
  * name: changes since it got that name were made to a table that we did not know.
+ * So is one of which other rows or columns are logged than before; changes tell
+ * that themselves, too, as they can come before the list that does.
  *
  *-------------------------------------------------------------------------
  */
@@ -220,6 +222,7 @@ load_row(HeapTuple row, TupleDesc desc)
 	table->error_at = isnull ? 0 : DatumGetTimestampTz(value);
 	value = SPI_getbinval(row, desc, 13, &isnull);
 	table->verified_at = isnull ? 0 : DatumGetTimestampTz(value);
+	table->filter = DatumGetInt32(SPI_getbinval(row, desc, 14, &isnull));
 }
 
 /*
@@ -243,7 +246,7 @@ pyr_tables_load(const char *replica)
 
 	if (SPI_execute_with_args(psprintf("SELECT schemaname, tablename, trigger, state, bookmark, is_resync,"
 									   "	   rows_copied, rows_expected, started_at, finished_at,"
-									   "	   last_error, last_error_at, verified_at"
+									   "	   last_error, last_error_at, verified_at, filter"
 									   "  FROM %s.pyreplica_table WHERE replica = $1",
 									   pyr_local_schema()),
 							  1, types, values, NULL, false, 0) != SPI_OK_SELECT)
@@ -256,9 +259,10 @@ pyr_tables_load(const char *replica)
  * Begins to follow the table, from nothing or over what is here.
  */
 static void
-begin_table(PyrTable *table, Oid trigger, bool is_resync)
+begin_table(PyrTable *table, Oid trigger, int32 filter, bool is_resync)
 {
 	table->trigger = trigger;
+	table->filter = filter;
 	pyr_table_set_state(table, copy_data ? PYR_TABLE_WAITING : PYR_TABLE_READY);
 	table->is_resync = is_resync;
 	table->rows_copied = 0;
@@ -275,7 +279,7 @@ begin_table(PyrTable *table, Oid trigger, bool is_resync)
 void
 pyr_table_begin_anew(PyrTable *table)
 {
-	begin_table(table, table->trigger, true);
+	begin_table(table, table->trigger, table->filter, true);
 	pyr_table_set_state(table, PYR_TABLE_WAITING);
 	pyr_table_store(table);
 }
@@ -298,12 +302,25 @@ pyr_tables_begin_anew(void)
 }
 
 /*
+ * Whether changes of that filter are about the rows that are here, or will be.  If
+ * not, the table has to begin anew, and has the filter from now on.
+ */
+bool
+pyr_table_has_filter(PyrTable *table, uint32 filter)
+{
+	if (table->filter == (int32) filter || !copy_data)
+		return true;
+	table->filter = (int32) filter;
+	return false;
+}
+
+/*
  * Asks the master for the tables' triggers.
  */
 const char *
 pyr_tables_triggers_sql(const char *schema)
 {
-	return psprintf("SELECT schemaname::text, tablename::text, trigger::text FROM %s.py_log_tables",
+	return psprintf("SELECT schemaname::text, tablename::text, trigger::text, filter::text FROM %s.py_log_tables",
 					schema);
 }
 
@@ -326,15 +343,19 @@ pyr_tables_take_triggers(List *rows)
 	{
 		char	  **row = lfirst(cell);
 		Oid			trigger = row[2] ? (Oid) strtoul(row[2], NULL, 10) : InvalidOid;
+		int32		filter;
 		PyrTable   *table;
 
-		if (row[0] == NULL || row[1] == NULL || !OidIsValid(trigger))
+		if (row[0] == NULL || row[1] == NULL || row[3] == NULL ||
+			!OidIsValid(trigger))
 			continue;
+		filter = (int32) strtol(row[3], NULL, 10);
 		table = get_table(row[0], row[1]);
 		if (table->state == PYR_TABLE_UNKNOWN ||
-			!OidIsValid(table->trigger) || table->trigger == trigger)
+			!OidIsValid(table->trigger) ||
+			(table->trigger == trigger && table->filter == filter))
 			continue;
-		begin_table(table, trigger,
+		begin_table(table, trigger, filter,
 					table->is_resync || table->state != PYR_TABLE_WAITING);
 		pyr_table_store(table);
 	}
@@ -416,7 +437,7 @@ pyr_tables_of_shape(PyrShape *shape)
 const char *
 pyr_tables_list_sql(const char *schema)
 {
-	return psprintf("SELECT schemaname, tablename, trigger, expected FROM %s.py_log_tables",
+	return psprintf("SELECT schemaname, tablename, trigger, expected, filter FROM %s.py_log_tables",
 					schema);
 }
 
@@ -479,23 +500,27 @@ pyr_tables_take_list(List *rows)
 	{
 		char	  **row = lfirst(cell);
 		Oid			trigger;
+		int32		filter;
 
-		if (row[0] == NULL || row[1] == NULL || row[2] == NULL || row[3] == NULL)
+		if (row[0] == NULL || row[1] == NULL || row[2] == NULL ||
+			row[3] == NULL || row[4] == NULL)
 			ereport(ERROR,
 					(errcode(ERRCODE_DATA_CORRUPTED),
 					 errmsg("could not read the master's list of tables")));
 		trigger = (Oid) strtoul(row[2], NULL, 10);
+		filter = (int32) strtol(row[4], NULL, 10);
 		table = get_table(row[0], row[1]);
 		table->is_listed = true;
-		if (table->state != PYR_TABLE_UNKNOWN && table->trigger == trigger)
+		if (table->state != PYR_TABLE_UNKNOWN && table->trigger == trigger &&
+			table->filter == filter)
 			continue;
 		table->rows_expected = strtoll(row[3], NULL, 10);
 		if (table->state == PYR_TABLE_UNKNOWN)
-			begin_table(table, trigger, is_trigger_known(trigger));
+			begin_table(table, trigger, filter, is_trigger_known(trigger));
 		else if (!OidIsValid(table->trigger))
-			begin_table(table, trigger, false);
+			begin_table(table, trigger, filter, false);
 		else
-			begin_table(table, trigger,
+			begin_table(table, trigger, filter,
 						table->is_resync || table->state != PYR_TABLE_WAITING);
 		pyr_table_store(table);
 	}
@@ -761,12 +786,13 @@ bookmark_datum(PyrTable *table)
 void
 pyr_table_store(PyrTable *table)
 {
-	Oid			types[13] = {
+	Oid			types[14] = {
 		TEXTOID, TEXTOID, TEXTOID, OIDOID, TEXTOID, TEXTARRAYOID, BOOLOID,
-		INT8OID, INT8OID, TIMESTAMPTZOID, TIMESTAMPTZOID, TEXTOID, TIMESTAMPTZOID
+		INT8OID, INT8OID, TIMESTAMPTZOID, TIMESTAMPTZOID, TEXTOID, TIMESTAMPTZOID,
+		INT4OID
 	};
-	Datum		values[13];
-	char		nulls[14] = "             ";
+	Datum		values[14];
+	char		nulls[15] = "              ";
 
 	values[0] = CStringGetTextDatum(replica_name);
 	values[1] = CStringGetTextDatum(NameStr(table->name.schema));
@@ -788,11 +814,12 @@ pyr_table_store(PyrTable *table)
 		values[11] = CStringGetTextDatum(table->error);
 	values[12] = TimestampTzGetDatum(table->error_at);
 	nulls[11] = nulls[12] = table->error != NULL ? ' ' : 'n';
+	values[13] = Int32GetDatum(table->filter);
 
 	if (SPI_execute_with_args(psprintf("INSERT INTO %s.pyreplica_table AS t (replica, schemaname, tablename,"
 									   "  trigger, state, bookmark, is_resync, rows_copied, rows_expected,"
-									   "  started_at, finished_at, last_error, last_error_at)"
-									   " VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)"
+									   "  started_at, finished_at, last_error, last_error_at, filter)"
+									   " VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14)"
 									   " ON CONFLICT (replica, schemaname, tablename) DO UPDATE SET"
 									   "  trigger = excluded.trigger, state = excluded.state,"
 									   "  bookmark = excluded.bookmark, is_resync = excluded.is_resync,"
@@ -801,9 +828,10 @@ pyr_table_store(PyrTable *table)
 									   "  started_at = excluded.started_at,"
 									   "  finished_at = excluded.finished_at,"
 									   "  last_error = excluded.last_error,"
-									   "  last_error_at = excluded.last_error_at",
+									   "  last_error_at = excluded.last_error_at,"
+									   "  filter = excluded.filter",
 									   pyr_local_schema()),
-							  13, types, values, nulls, false, 0) != SPI_OK_INSERT)
+							  14, types, values, nulls, false, 0) != SPI_OK_INSERT)
 		elog(ERROR, "could not write pyreplica_table");
 }
 

@@ -36,6 +36,7 @@ typedef struct PyrTable
 	bool		is_listed;		/* in the list being taken in */
 	bool		is_missing;		/* here; schema.c is to make it */
 	Oid			trigger;		/* the log trigger on the master */
+	int32		filter;			/* which rows and columns it logs; 0: all */
 	char	  **bookmark;		/* key of the last row copied; NULL: none is */
 	int			nbookmark;
 	uint64		nth_bookmark;	/* unlike that of any other, ever */
@@ -62,6 +63,7 @@ extern const char *pyr_tables_triggers_sql(const char *schema);
 extern void pyr_tables_take_triggers(List *rows);
 extern void pyr_table_begin_anew(PyrTable *table);
 extern void pyr_tables_begin_anew(void);
+extern bool pyr_table_has_filter(PyrTable *table, uint32 filter);
 extern PyrTable *pyr_tables_of_shape(PyrShape *shape);
 extern const char *pyr_tables_list_sql(const char *schema);
 extern void pyr_tables_take_list(List *rows);

@@ -25,6 +25,7 @@
 #include "postgres.h"
 
 #include "catalog/pg_type.h"
+#include "common/arrays.h"
 #include "common/config.h"
 #include "executor/spi.h"
 #include "mb/pg_wchar.h"
@@ -400,7 +401,7 @@ compare_digests(char **master)
 	count = strtoll(master[0], NULL, 10);
 	is_last = !run->layout->is_sorted || count < run->range_rows;
 	MemoryContextSwitchTo(run->layout->context);
-	run->upto = is_last ? NULL : pyr_layout_split(master[2], &n);
+	run->upto = is_last ? NULL : pyr_array_split(master[2], &n);
 	MemoryContextSwitchTo(context);
 
 	initStringInfo(&sql);
