@@ -16,6 +16,7 @@ MODULE_big = pyreplica
 OBJS = \
 	src/pyreplica.o \
 	src/common/config.o \
+	src/common/replicas.o \
 	src/common/decode.o \
 	src/common/arrays.o \
 	src/common/values.o \

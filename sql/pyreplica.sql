@@ -1171,6 +1171,37 @@ COMMENT ON VIEW pyreplica_status IS
 CREATE FUNCTION pyreplica_wake() RETURNS void
 AS 'MODULE_PATHNAME', 'pyreplica_wake' LANGUAGE C VOLATILE STRICT;
 
+-- The replicas of this database that follow a table, of those that there are
+-- (rows of pyreplica_table may be left of others).
+CREATE FUNCTION pyreplica_followers(schemaname text, tablename text)
+RETURNS text[]
+LANGUAGE sql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+	SELECT coalesce(array_agg(t.replica ORDER BY t.replica), '{}')
+	  FROM @extschema@.pyreplica_table t
+	 WHERE t.schemaname = $1 AND t.tablename = $2
+	   AND t.replica IN (SELECT s.replica FROM @extschema@.pyreplica_status() s
+						  WHERE s.database = current_database())
+$$;
+
+-- Making rows equal to one master's takes away those of another.
+CREATE FUNCTION pyreplica_refuse_shared(schemaname text, tablename text, followers text[])
+RETURNS void
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+	IF cardinality(followers) > 1 THEN
+		RAISE EXCEPTION 'table "%.%" is replicated by several replicas: %', schemaname, tablename,
+			array_to_string(followers, ', ')
+			USING ERRCODE = 'object_not_in_prerequisite_state',
+			DETAIL = 'The table would be made equal to one master, without the rows of the others.',
+			HINT = 'If that is what you want, name the replica.';
+	END IF;
+END
+$$;
+
 CREATE FUNCTION pyreplica_resync(tablename regclass, replica text DEFAULT NULL)
 RETURNS void
 LANGUAGE plpgsql
@@ -1179,13 +1210,20 @@ AS $$
 DECLARE
 	nspname	text;
 	relname	text;
+	followers text[];
 BEGIN
 	SELECT n.nspname, c.relname INTO nspname, relname
 	  FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
 	 WHERE c.oid = pyreplica_resync.tablename;
+	followers := @extschema@.pyreplica_followers(nspname, relname);
+	IF pyreplica_resync.replica IS NULL THEN
+		PERFORM @extschema@.pyreplica_refuse_shared(nspname, relname, followers);
+	ELSE
+		followers := ARRAY[pyreplica_resync.replica];
+	END IF;
 	UPDATE @extschema@.pyreplica_table t SET wants_resync = true
 	 WHERE t.schemaname = nspname AND t.tablename = relname
-	   AND (pyreplica_resync.replica IS NULL OR t.replica = pyreplica_resync.replica);
+	   AND t.replica = ANY (followers);
 	IF NOT FOUND THEN
 		RAISE EXCEPTION 'table "%.%" is not replicated', nspname, relname
 			USING ERRCODE = 'undefined_object',
@@ -1197,7 +1235,7 @@ $$;
 COMMENT ON FUNCTION pyreplica_resync(regclass, text) IS
 'copies a table anew, over what is here: its rows are made equal to the master''s, range by range';
 
-CREATE FUNCTION pyreplica_verify_run(schemaname text, tablename text, repair boolean)
+CREATE FUNCTION pyreplica_verify_run(replica text, schemaname text, tablename text, repair boolean)
 RETURNS bigint
 AS 'MODULE_PATHNAME', 'pyreplica_verify_run' LANGUAGE C VOLATILE STRICT;
 
@@ -1210,6 +1248,8 @@ AS $$
 DECLARE
 	nspname	text := '';
 	relname	text := '';
+	replicas text[];
+	shared	record;
 	number	bigint;
 	begun	timestamptz := clock_timestamp();
 	left_out text;
@@ -1219,33 +1259,62 @@ BEGIN
 			USING ERRCODE = 'feature_not_supported',
 			DETAIL = 'It would not see what the worker finds meanwhile.';
 	END IF;
-	IF replica IS NOT NULL AND NOT EXISTS (SELECT FROM @extschema@.pyreplica_status() s WHERE s.replica = pyreplica_verify.replica) THEN
-		RAISE EXCEPTION 'replica "%" does not exist', replica
-			USING ERRCODE = 'undefined_object';
+	SELECT array_agg(s.replica) INTO replicas FROM @extschema@.pyreplica_status() s
+	 WHERE s.database = current_database()
+	   AND (pyreplica_verify.replica IS NULL OR s.replica = pyreplica_verify.replica);
+	IF replicas IS NULL AND replica IS NOT NULL THEN
+		RAISE EXCEPTION 'replica "%" does not exist in this database', replica
+			USING ERRCODE = 'undefined_object',
+			HINT = 'See the view pyreplica_status.';
+	ELSIF replicas IS NULL THEN
+		RAISE EXCEPTION 'this database has no replica'
+			USING ERRCODE = 'undefined_object',
+			HINT = 'See the view pyreplica_status.';
 	END IF;
 	IF tablename IS NOT NULL THEN
 		SELECT n.nspname, c.relname INTO nspname, relname
 		  FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
 		 WHERE c.oid = pyreplica_verify.tablename;
 	END IF;
-	number := @extschema@.pyreplica_verify_run(nspname, relname, repair);
+	IF repair AND replica IS NULL THEN
+		FOR shared IN
+			SELECT DISTINCT t.schemaname, t.tablename FROM @extschema@.pyreplica_table t
+			 WHERE pyreplica_verify.tablename IS NULL OR (t.schemaname = nspname AND t.tablename = relname)
+		LOOP
+			PERFORM @extschema@.pyreplica_refuse_shared(shared.schemaname, shared.tablename,
+				@extschema@.pyreplica_followers(shared.schemaname, shared.tablename));
+		END LOOP;
+	END IF;
+	IF tablename IS NOT NULL AND replica IS NULL THEN
+		replicas := @extschema@.pyreplica_followers(nspname, relname);
+		IF replicas = '{}' THEN
+			RAISE EXCEPTION 'could not verify: the table is not replicated, or not ready'
+				USING ERRCODE = 'object_not_in_prerequisite_state';
+		END IF;
+	END IF;
+
+	FOREACH replica IN ARRAY replicas LOOP
+		number := @extschema@.pyreplica_verify_run(replica, nspname, relname, repair);
+		RETURN QUERY
+		SELECT format('%I.%I', d.schemaname, d.tablename), d.key, d.problem
+		  FROM @extschema@.pyreplica_difference d
+		 WHERE d.run = number AND d.replica = pyreplica_verify.replica
+		 ORDER BY 1, 2;
+	END LOOP;
+
 	-- tables that are not ready are passed over
 	IF tablename IS NULL THEN
 		SELECT string_agg(format('%I.%I (%s)', t.schemaname, t.tablename, t.state), ', ' ORDER BY t.schemaname, t.tablename)
 		  INTO left_out
 		  FROM @extschema@.pyreplica_table p
 		  JOIN @extschema@.pyreplica_tables t USING (replica, schemaname, tablename)
-		 WHERE (pyreplica_verify.replica IS NULL OR p.replica = pyreplica_verify.replica)
+		 WHERE p.replica = ANY (replicas)
 		   AND (p.verified_at < begun OR p.verified_at IS NULL);
 		IF left_out IS NOT NULL THEN
 			RAISE WARNING 'not verified: %', left_out
 				USING HINT = 'Tables can be verified when they are ready, see pyreplica_tables.';
 		END IF;
 	END IF;
-	RETURN QUERY
-	SELECT format('%I.%I', d.schemaname, d.tablename), d.key, d.problem
-	  FROM @extschema@.pyreplica_difference d WHERE d.run = number
-	 ORDER BY 1, 2;
 END
 $$;
 COMMENT ON FUNCTION pyreplica_verify(regclass, text, boolean) IS
@@ -1283,7 +1352,8 @@ REVOKE ALL ON FUNCTION
 	py_log_key(oid), py_log_order(oid, oid), py_log_describe(text, text),
 	py_log_wait(text, interval),
 	pyreplica_status(), pyreplica_wake(), pyreplica_resync(regclass, text),
-	pyreplica_verify_run(text, text, boolean), pyreplica_verify(regclass, text, boolean)
+	pyreplica_followers(text, text), pyreplica_refuse_shared(text, text, text[]),
+	pyreplica_verify_run(text, text, text, boolean), pyreplica_verify(regclass, text, boolean)
 FROM PUBLIC;
 GRANT SELECT ON pyreplica_slaves, pyreplica_status, pyreplica_tables, pyreplica_difference TO pg_monitor;
 GRANT EXECUTE ON FUNCTION pyreplica_status(), py_log_slave_pid(text) TO pg_monitor;

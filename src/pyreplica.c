@@ -11,6 +11,7 @@
 #include "postgres.h"
 
 #include "common/config.h"
+#include "common/replicas.h"
 #include "fmgr.h"
 #include "master/log.h"
 #include "miscadmin.h"
@@ -24,12 +25,14 @@ extern PGDLLEXPORT void _PG_init(void);
 void
 _PG_init(void)
 {
+	pyr_replicas_define();
 	pyr_config_define();
 	pyr_log_init();
 
 	if (!process_shared_preload_libraries_in_progress)
 		return;
 
+	pyr_replicas_watch();
 	pyr_status_init();
 	pyr_launcher_register();
 }

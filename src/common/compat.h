@@ -100,10 +100,10 @@ pyr_init_materialized_srf(FunctionCallInfo fcinfo)
 
 /* memory for values of settings: plain malloc until 16 gave it a context */
 #if PG_VERSION_NUM >= 160000
-#define pyr_guc_strdup(s) guc_strdup(LOG, s)
+#define pyr_guc_malloc(size) guc_malloc(LOG, size)
 #define pyr_guc_free(p) guc_free(p)
 #else
-#define pyr_guc_strdup(s) strdup(s)
+#define pyr_guc_malloc(size) malloc(size)
 #define pyr_guc_free(p) free(p)
 #endif
 

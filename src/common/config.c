@@ -6,6 +6,12 @@
  * All of them take effect on reload.  They are defined in the order of the
  * README's table and of postgresql.conf.sample.
  *
+ * The slave's settings come in sets: pyreplica.<setting> for the replica without
+ * a name, and as default of all; pyreplica_<name>.<setting> for a replica with a
+ * name.  The variables below are those of the replica that the process is
+ * concerned with, see pyr_config_use(); sessions are concerned with none.  Which
+ * sets there are is the business of replicas.c.
+ *
  *-------------------------------------------------------------------------
  */
 #include "postgres.h"
@@ -16,6 +22,7 @@
 #include "common/compat.h"
 #include "common/config.h"
 #include "utils/guc.h"
+#include "utils/memutils.h"
 
 /*
  * Slave: how to reach the master, a libpq connection string (keyword/value or
@@ -27,7 +34,7 @@ const char *master_conninfo = "";
  * Slave: the database that changes are applied to.  Empty: named like the
  * master's database in master_conninfo.
  */
-char	   *replica_database = NULL;
+char	   *replica_database = "";
 
 /* Slave: off pauses the replica; the master keeps the log for it. */
 bool		replica_enabled = true;
@@ -94,39 +101,197 @@ int			log_rotate_size_kb = 64 * 1024;
  */
 int			max_backlog_kb = 0;
 
+/* In a replica's set of settings: as in pyreplica.<setting>. */
+#define INHERIT		(-1)
+
+/* Options begin with the one that pyreplica.<setting> itself does not have. */
+static const struct config_enum_entry bool_options[] = {
+	{"inherit", INHERIT, false},
+	{"on", true, false},
+	{"off", false, false},
+	{"true", true, true},
+	{"false", false, true},
+	{"yes", true, true},
+	{"no", false, true},
+	{"1", true, true},
+	{"0", false, true},
+	{NULL, 0, false}
+};
+
 static const struct config_enum_entry apply_mode_options[] = {
+	{"inherit", INHERIT, false},
 	{"auto", PYR_APPLY_AUTO, false},
 	{"strict", PYR_APPLY_STRICT, false},
 	{NULL, 0, false}
 };
 
-/*
- * pyreplica.master_conninfo may hold a password, and the server writes new
- * values of settings to its log on reload.  So as far as the server knows, the
- * value is always empty; the real one travels as the check hook's "extra".
- * SHOW and pg_settings show it to superusers without what is secret.
- */
-static char *hidden_conninfo = NULL;
-
-static bool
-check_master_conninfo(char **newval, void **extra,
-					  GucSource source pg_attribute_unused())
+typedef enum SettingType
 {
-	char	   *real = pyr_guc_strdup(*newval);
-	char	   *empty = pyr_guc_strdup("");
+	SETTING_BOOL,
+	SETTING_INT,
+	SETTING_ENUM,
+	SETTING_STRING,
+	SETTING_CONNINFO			/* hidden, see below */
+} SettingType;
 
-	if (real == NULL || empty == NULL)
+typedef struct Setting
+{
+	const char *name;
+	SettingType type;
+	void	   *effective;		/* the variable above */
+	bool		is_inherited;	/* by sets that do not say */
+	int			boot_value;
+	int			min;
+	int			max;
+	GucIntCheckHook check_inherited;
+	const struct config_enum_entry *options;
+	int			flags;
+	const char *brief;
+	const char *details;
+} Setting;
+
+typedef union Value
+{
+	bool		boolean;
+	int			number;			/* with INHERIT, of bools as well */
+	char	   *string;
+} Value;
+
+/*
+ * A number that may be INHERIT needs its minimum checked here; a hook does not
+ * learn for which setting it is called, so there is one for each minimum.
+ */
+static bool
+is_inherited_or_at_least(int value, int minimum)
+{
+	if (value == INHERIT || value >= minimum)
+		return true;
+	GUC_check_errdetail("The minimum is %d (in the unit of the setting); %d takes the value of pyreplica's setting of that name.",
+						minimum, INHERIT);
+	return false;
+}
+
+#define AT_LEAST(minimum) \
+static bool \
+at_least_##minimum(int *newval, void **extra pg_attribute_unused(), \
+				   GucSource source pg_attribute_unused()) \
+{ \
+	return is_inherited_or_at_least(*newval, minimum); \
+}
+
+AT_LEAST(0)
+AT_LEAST(64)
+AT_LEAST(500)
+AT_LEAST(1000)
+
+#define BOOL_SETTING(name, variable, value, brief, details) \
+	{name, SETTING_BOOL, &variable, true, value, 0, 0, NULL, bool_options, \
+	0, brief, details}
+#define INT_SETTING(name, variable, value, min, max, unit, brief, details) \
+	{name, SETTING_INT, &variable, true, value, min, max, at_least_##min, \
+	NULL, unit, brief, details}
+#define ENUM_SETTING(name, variable, value, options, brief, details) \
+	{name, SETTING_ENUM, &variable, true, value, 0, 0, NULL, options, \
+	0, brief, details}
+#define STRING_SETTING(name, variable, is_inherited, brief, details) \
+	{name, SETTING_STRING, &variable, is_inherited, 0, 0, 0, NULL, NULL, \
+	0, brief, details}
+#define CONNINFO_SETTING(name, variable, brief, details) \
+	{name, SETTING_CONNINFO, &variable, false, 0, 0, 0, NULL, NULL, \
+	GUC_SUPERUSER_ONLY, brief, details}
+
+/*
+ * The settings that each replica has.  What is not inherited says which replica
+ * it is.
+ */
+static const Setting settings[] = {
+	CONNINFO_SETTING("master_conninfo", master_conninfo,
+					 "Connection string of the master to replicate from.",
+					 "Empty: no replica."),
+
+	STRING_SETTING("database", replica_database, false,
+				   "Database of the slave that changes are applied to.",
+				   "Empty: the one named in master_conninfo."),
+
+	BOOL_SETTING("enabled", replica_enabled, true,
+				 "Replicates; off pauses.",
+				 NULL),
+
+	BOOL_SETTING("copy_data", copy_data, true,
+				 "Copies the rows that tables have when they begin to be followed.",
+				 "off: the slave was restored from a dump of the master."),
+
+	BOOL_SETTING("copy_schema", copy_schema, false,
+				 "Creates what is missing on the slave from the master's definitions.",
+				 "They are carried out with the rights of the database's owner."),
+
+	INT_SETTING("verify_interval", verify_interval_s,
+				0, 0, INT_MAX / 1000, GUC_UNIT_S,
+				"Compares all tables with the master this often; 0: never.",
+				"It takes a few percent of the time, with pauses."),
+
+	INT_SETTING("keepalive", keepalive_ms,
+				60 * 1000, 1000, INT_MAX, GUC_UNIT_MS,
+				"Longest sleep without a look at the master.",
+				NULL),
+
+	INT_SETTING("window_memory", window_memory_kb,
+				64 * 1024, 64, MAX_KILOBYTES, GUC_UNIT_KB,
+				"Memory for the changes that are applied in one go.",
+				"More of them wait in a temporary file."),
+
+	ENUM_SETTING("apply_mode", apply_mode,
+				 PYR_APPLY_AUTO, apply_mode_options,
+				 "Applies changes in sets where possible, or one by one in strict order.",
+				 NULL),
+
+	INT_SETTING("retry_interval_max", retry_interval_max_ms,
+				30 * 1000, 500, INT_MAX, GUC_UNIT_MS,
+				"Longest pause before something that failed is tried again.",
+				"The pause begins at half a second and doubles each time."),
+
+	BOOL_SETTING("log_statements", log_statements, false,
+				 "Logs each change as the SQL it stands for.",
+				 NULL),
+};
+
+#define MASTER_CONNINFO		0	/* its place there */
+
+struct PyrConfig
+{
+	Value		values[lengthof(settings)];
+};
+
+/* pyreplica.<setting> */
+static PyrConfig defaults;
+
+/*
+ * A connection string may hold a password, and the server writes new values of
+ * settings to its log on reload.  So as far as the server knows, the value is
+ * always empty: the real one comes after the zero byte that ends it.  SHOW and
+ * pg_settings show that of pyreplica.master_conninfo to superusers without what
+ * is secret.
+ */
+static bool
+check_conninfo(char **newval, void **extra pg_attribute_unused(),
+			   GucSource source pg_attribute_unused())
+{
+	size_t		size = strlen(*newval) + 1;
+	char	   *hiding = pyr_guc_malloc(size + 1);
+
+	if (hiding == NULL)
 		return false;
+	hiding[0] = '\0';
+	memcpy(hiding + 1, *newval, size);
 	pyr_guc_free(*newval);
-	*newval = empty;
-	*extra = real;
+	*newval = hiding;
 	return true;
 }
 
-static void
-assign_master_conninfo(const char *newval pg_attribute_unused(), void *extra)
+static const char *
+reveal(const char *hiding)
 {
-	master_conninfo = extra;
+	return hiding + 1;
 }
 
 static bool
@@ -169,11 +334,11 @@ skip_value(const char *p)
  * that is not quite right, anything could be the password.
  */
 static const char *
-show_master_conninfo(void)
+show_conninfo(void)
 {
 	static char shown[1024];
 	size_t		len = 0;
-	const char *p = master_conninfo;
+	const char *p = reveal(defaults.values[MASTER_CONNINFO].string);
 
 	shown[0] = '\0';
 	if (strstr(p, "://") != NULL)
@@ -209,109 +374,181 @@ show_master_conninfo(void)
 	return shown;
 }
 
+/*
+ * Those of other replicas cannot be told apart here; pyreplica_status shows
+ * them.
+ */
+static const char *
+show_no_conninfo(void)
+{
+	return "********";
+}
+
+/*
+ * The name of a replica's setting ("": the replica without a name); palloc'd.
+ */
+char *
+pyr_config_name(const char *replica, const char *setting)
+{
+	return psprintf("pyreplica%s%s.%s", replica[0] != '\0' ? "_" : "", replica,
+					setting);
+}
+
+static void
+define_default(const Setting *setting, const char *name, Value *value)
+{
+	switch (setting->type)
+	{
+		case SETTING_BOOL:
+			DefineCustomBoolVariable(name, setting->brief, setting->details,
+									 &value->boolean, setting->boot_value,
+									 PGC_SIGHUP, setting->flags,
+									 NULL, NULL, NULL);
+			break;
+		case SETTING_INT:
+			DefineCustomIntVariable(name, setting->brief, setting->details,
+									&value->number, setting->boot_value,
+									setting->min, setting->max,
+									PGC_SIGHUP, setting->flags,
+									NULL, NULL, NULL);
+			break;
+		case SETTING_ENUM:
+			DefineCustomEnumVariable(name, setting->brief, setting->details,
+									 &value->number, setting->boot_value,
+									 setting->options + 1,
+									 PGC_SIGHUP, setting->flags,
+									 NULL, NULL, NULL);
+			break;
+		case SETTING_STRING:
+			DefineCustomStringVariable(name, setting->brief, setting->details,
+									   &value->string, "",
+									   PGC_SIGHUP, setting->flags,
+									   NULL, NULL, NULL);
+			break;
+		case SETTING_CONNINFO:
+			DefineCustomStringVariable(name, setting->brief, setting->details,
+									   &value->string, "",
+									   PGC_SIGHUP, setting->flags,
+									   check_conninfo, NULL, show_conninfo);
+			break;
+	}
+}
+
+/*
+ * The same for a replica with a name, where it may be left to the default.
+ */
+static void
+define_inheriting(const Setting *setting, const char *name, Value *value)
+{
+	switch (setting->type)
+	{
+		case SETTING_BOOL:
+		case SETTING_ENUM:
+			DefineCustomEnumVariable(name, setting->brief, setting->details,
+									 &value->number, INHERIT, setting->options,
+									 PGC_SIGHUP, setting->flags,
+									 NULL, NULL, NULL);
+			break;
+		case SETTING_INT:
+			DefineCustomIntVariable(name, setting->brief, setting->details,
+									&value->number, INHERIT,
+									INHERIT, setting->max,
+									PGC_SIGHUP, setting->flags,
+									setting->check_inherited, NULL, NULL);
+			break;
+		case SETTING_STRING:
+			DefineCustomStringVariable(name, setting->brief, setting->details,
+									   &value->string, "",
+									   PGC_SIGHUP, setting->flags,
+									   NULL, NULL, NULL);
+			break;
+		case SETTING_CONNINFO:
+			DefineCustomStringVariable(name, setting->brief, setting->details,
+									   &value->string, "",
+									   PGC_SIGHUP, setting->flags,
+									   check_conninfo, NULL, show_no_conninfo);
+			break;
+	}
+}
+
+/*
+ * Defines the settings pyreplica_<name>.*, for good: there is no way to take
+ * them back.
+ */
+PyrConfig *
+pyr_config_create(const char *replica)
+{
+	PyrConfig  *config = MemoryContextAllocZero(TopMemoryContext,
+												sizeof(PyrConfig));
+
+	for (size_t i = 0; i < lengthof(settings); i++)
+	{
+		char	   *name = pyr_config_name(replica, settings[i].name);
+
+		define_inheriting(&settings[i], name, &config->values[i]);
+		pfree(name);
+	}
+	return config;
+}
+
+/*
+ * Whether it names a master, so that there is such a replica.
+ */
+bool
+pyr_config_has_master(const PyrConfig *config)
+{
+	if (config == NULL)
+		config = &defaults;
+	return reveal(config->values[MASTER_CONNINFO].string)[0] != '\0';
+}
+
+/*
+ * From now on, until settings change, the variables above are those of this
+ * replica; NULL: of the one without a name.
+ */
+void
+pyr_config_use(const PyrConfig *config)
+{
+	for (size_t i = 0; i < lengthof(settings); i++)
+	{
+		const Setting *setting = &settings[i];
+		const Value *inherited = &defaults.values[i];
+		const Value *value = config != NULL ? &config->values[i] : inherited;
+
+		switch (setting->type)
+		{
+			case SETTING_BOOL:
+				*(bool *) setting->effective =
+					value == inherited || value->number == INHERIT
+					? inherited->boolean : value->number;
+				break;
+			case SETTING_INT:
+			case SETTING_ENUM:
+				*(int *) setting->effective =
+					value->number == INHERIT ? inherited->number : value->number;
+				break;
+			case SETTING_STRING:
+				*(char **) setting->effective =
+					setting->is_inherited && value->string[0] == '\0'
+					? inherited->string : value->string;
+				break;
+			case SETTING_CONNINFO:
+				*(const char **) setting->effective = reveal(value->string);
+				break;
+		}
+	}
+}
+
 void
 pyr_config_define(void)
 {
-	DefineCustomStringVariable("pyreplica.master_conninfo",
-							   "Connection string of the master to replicate from.",
-							   "Empty: this server is no slave.",
-							   &hidden_conninfo,
-							   "",
-							   PGC_SIGHUP,
-							   GUC_SUPERUSER_ONLY,
-							   check_master_conninfo,
-							   assign_master_conninfo,
-							   show_master_conninfo);
+	for (size_t i = 0; i < lengthof(settings); i++)
+	{
+		char	   *name = pyr_config_name("", settings[i].name);
 
-	DefineCustomStringVariable("pyreplica.database",
-							   "Database of the slave that changes are applied to.",
-							   "Empty: the one named in pyreplica.master_conninfo.",
-							   &replica_database,
-							   "",
-							   PGC_SIGHUP,
-							   0,
-							   NULL, NULL, NULL);
-
-	DefineCustomBoolVariable("pyreplica.enabled",
-							 "Replicates; off pauses.",
-							 NULL,
-							 &replica_enabled,
-							 true,
-							 PGC_SIGHUP,
-							 0,
-							 NULL, NULL, NULL);
-
-	DefineCustomBoolVariable("pyreplica.copy_data",
-							 "Copies the rows that tables have when they begin to be followed.",
-							 "off: the slave was restored from a dump of the master.",
-							 &copy_data,
-							 true,
-							 PGC_SIGHUP,
-							 0,
-							 NULL, NULL, NULL);
-
-	DefineCustomBoolVariable("pyreplica.copy_schema",
-							 "Creates what is missing on the slave from the master's definitions.",
-							 "They are carried out with the rights of the database's owner.",
-							 &copy_schema,
-							 false,
-							 PGC_SIGHUP,
-							 0,
-							 NULL, NULL, NULL);
-
-	DefineCustomIntVariable("pyreplica.verify_interval",
-							"Compares all tables with the master this often; 0: never.",
-							"It takes a few percent of the time, with pauses.",
-							&verify_interval_s,
-							0, 0, INT_MAX / 1000,
-							PGC_SIGHUP,
-							GUC_UNIT_S,
-							NULL, NULL, NULL);
-
-	DefineCustomIntVariable("pyreplica.keepalive",
-							"Longest sleep without a look at the master.",
-							NULL,
-							&keepalive_ms,
-							60 * 1000, 1000, INT_MAX,
-							PGC_SIGHUP,
-							GUC_UNIT_MS,
-							NULL, NULL, NULL);
-
-	DefineCustomIntVariable("pyreplica.window_memory",
-							"Memory for the changes that are applied in one go.",
-							"More of them wait in a temporary file.",
-							&window_memory_kb,
-							64 * 1024, 64, MAX_KILOBYTES,
-							PGC_SIGHUP,
-							GUC_UNIT_KB,
-							NULL, NULL, NULL);
-
-	DefineCustomEnumVariable("pyreplica.apply_mode",
-							 "Applies changes in sets where possible, or one by one in strict order.",
-							 NULL,
-							 &apply_mode,
-							 PYR_APPLY_AUTO, apply_mode_options,
-							 PGC_SIGHUP,
-							 0,
-							 NULL, NULL, NULL);
-
-	DefineCustomIntVariable("pyreplica.retry_interval_max",
-							"Longest pause before something that failed is tried again.",
-							"The pause begins at half a second and doubles each time.",
-							&retry_interval_max_ms,
-							30 * 1000, 500, INT_MAX,
-							PGC_SIGHUP,
-							GUC_UNIT_MS,
-							NULL, NULL, NULL);
-
-	DefineCustomBoolVariable("pyreplica.log_statements",
-							 "Logs each change as the SQL it stands for.",
-							 NULL,
-							 &log_statements,
-							 false,
-							 PGC_SIGHUP,
-							 0,
-							 NULL, NULL, NULL);
+		define_default(&settings[i], name, &defaults.values[i]);
+		pfree(name);
+	}
 
 	DefineCustomIntVariable("pyreplica.capture_memory",
 							"Memory for the captured changes of one running transaction.",

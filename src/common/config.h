@@ -19,7 +19,7 @@ extern int	capture_memory_kb;
 extern int	log_rotate_size_kb;
 extern int	max_backlog_kb;
 
-/* slave */
+/* slave: of the replica that the process is concerned with */
 extern const char *master_conninfo;
 extern char *replica_database;
 extern bool replica_enabled;
@@ -32,6 +32,13 @@ extern int	apply_mode;
 extern int	retry_interval_max_ms;
 extern bool log_statements;
 
+/* a replica's settings */
+typedef struct PyrConfig PyrConfig;
+
 extern void pyr_config_define(void);
+extern PyrConfig *pyr_config_create(const char *replica);
+extern bool pyr_config_has_master(const PyrConfig *config);
+extern void pyr_config_use(const PyrConfig *config);
+extern char *pyr_config_name(const char *replica, const char *setting);
 
 #endif							/* PYR_CONFIG_H */

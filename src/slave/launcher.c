@@ -1,16 +1,22 @@
 /*-------------------------------------------------------------------------
  *
  * launcher.c
- *	  Starts the replica's worker when the settings ask for one and its
+ *	  Starts each replica's worker when the settings ask for one and its
  *	  database exists, and starts it again when it ended.
  *
  * A worker that ended because of a change of settings is started again at
  * once; one that failed, after a pause that doubles each time up to
  * pyreplica.retry_interval_max.  The pause begins anew when the worker got
- * something done, and when the settings are reloaded.
+ * something done, and when the settings are reloaded.  What a replica needs and
+ * does not have (its database, a background worker) is looked for again and
+ * again; the others go on meanwhile.
+ *
+ * A replica that is not in the settings any more is forgotten when its worker,
+ * which sees that for itself, has ended.
  *
  * The launcher itself leaves with a non-zero code only: the server would
- * never start it again otherwise.
+ * never start it again otherwise.  If it comes back and finds workers, it lets
+ * them run.
  *
  *-------------------------------------------------------------------------
  */
@@ -24,6 +30,7 @@
 #include "catalog/pg_database.h"
 #include "common/compat.h"
 #include "common/config.h"
+#include "common/replicas.h"
 #include "miscadmin.h"
 #include "pgstat.h"
 #include "postmaster/bgworker.h"
@@ -32,6 +39,7 @@
 #include "slave/launcher.h"
 #include "slave/origin.h"
 #include "slave/status.h"
+#include "slave/worker.h"
 #include "storage/ipc.h"
 #include "storage/latch.h"
 #include "storage/proc.h"
@@ -43,16 +51,26 @@
 #include "utils/timestamp.h"
 
 #define RETRY_FIRST_MS		500
-#define DATABASE_POLL_MS	1000
+#define POLL_MS			1000
 
-/* the one worker */
-static BackgroundWorkerHandle *worker = NULL;
-static TimestampTz start_after = 0; /* not before */
-static int	retry_ms = RETRY_FIRST_MS;
-static int64 windows_at_start = 0;
+#define NO_PLACE		(-1)
 
-/* what has been said in the log, so as to say it once */
-static char *last_complaint = NULL;
+typedef struct Replica
+{
+	char		key[NAMEDATALEN];	/* its name in the settings */
+	char		name[NAMEDATALEN];	/* empty: not known yet */
+	bool		is_listed;		/* in the settings */
+	int			place;			/* in status.c, or NO_PLACE */
+	BackgroundWorkerHandle *worker;
+	bool		is_adopted;		/* its worker, of another launcher, runs */
+	TimestampTz start_after;	/* not before */
+	int			retry_ms;
+	int64		windows_at_start;
+	char	   *last_complaint; /* said in the log, so as to say it once */
+} Replica;
+
+static List *replicas = NIL;
+static List *unlisted = NIL;	/* names said in the log */
 
 /*
  * Called in the postmaster, from shared_preload_libraries.
@@ -79,52 +97,68 @@ pyr_launcher_register(void)
  * Says what keeps a replica from running, once.
  */
 static void
-complain(PyrState state, const char *message, const char *hint)
+complain(Replica *replica, PyrState state, const char *message,
+		 const char *hint)
 {
-	if (last_complaint != NULL && strcmp(last_complaint, message) == 0)
+	if (replica->last_complaint != NULL &&
+		strcmp(replica->last_complaint, message) == 0)
 		return;
-	if (last_complaint != NULL)
-		pfree(last_complaint);
-	last_complaint = MemoryContextStrdup(TopMemoryContext, message);
-	if (state == PYR_STATE_ERROR)
+	if (replica->last_complaint != NULL)
+		pfree(replica->last_complaint);
+	replica->last_complaint = MemoryContextStrdup(TopMemoryContext, message);
+	if (replica->place == NO_PLACE)
+		 /* cannot be shown */ ;
+	else if (state == PYR_STATE_ERROR)
 		pyr_status_error(state, message);
 	else
 		pyr_status_state(state);
 	ereport(LOG,
-			(errmsg("pyreplica: %s", message),
+			(errmsg("pyreplica%s%s: %s", replica->key[0] != '\0' ? " " : "",
+					replica->key, message),
 			 errhint("%s", hint)));
 }
 
 static void
-forget_complaint(void)
+forget_complaint(Replica *replica)
 {
-	if (last_complaint != NULL)
-		pfree(last_complaint);
-	last_complaint = NULL;
+	if (replica->last_complaint != NULL)
+		pfree(replica->last_complaint);
+	replica->last_complaint = NULL;
 }
 
 /*
  * The slave's database, by the settings; NULL if they do not say.
  */
 static char *
-configured_database(void)
+configured_database(Replica *replica)
 {
 	char	   *error;
 	char	   *name;
+	char	   *conninfo_setting = pyr_config_name(replica->key,
+												   "master_conninfo");
+	char	   *database_setting = pyr_config_name(replica->key, "database");
 
+	if (master_conninfo[0] == '\0')
+	{
+		complain(replica, PYR_STATE_ERROR,
+				 psprintf("%s is not set", conninfo_setting),
+				 psprintf("Set it, or take \"%s\" off pyreplica.replicas, and reload.",
+						  replica->key));
+		return NULL;
+	}
 	if (replica_database[0] != '\0')
 		return pstrdup(replica_database);
 
 	name = pyr_remote()->conninfo_value(master_conninfo, "dbname", &error);
 	if (name == NULL || name[0] == '\0')
 	{
-		/* its name is not known, but it should be seen in pyreplica_status */
-		pyr_status_replica("?", "", "");
-		complain(PYR_STATE_ERROR,
+		complain(replica, PYR_STATE_ERROR,
 				 error != NULL
-				 ? psprintf("invalid connection string in pyreplica.master_conninfo: %s", error)
-				 : "pyreplica.master_conninfo names no database",
-				 "Write dbname=... into pyreplica.master_conninfo, or set pyreplica.database, and reload.");
+				 ? psprintf("invalid connection string in %s: %s",
+							conninfo_setting, error)
+				 : psprintf("%s names no database", conninfo_setting),
+				 psprintf("Write dbname=... into %s, or set %s, and reload.",
+						  conninfo_setting, database_setting));
 		return NULL;
 	}
 	return name;
@@ -164,9 +198,10 @@ database_exists(const char *name)
  * Returns for how long that was all, in ms, -1: until something happens.
  */
 static long
-start_worker(const char *database)
+start_worker(Replica *replica, const char *database)
 {
 	BackgroundWorker bgw;
+	PyrWorkerStart start;
 	MemoryContext oldcontext;
 	bool		is_started;
 
@@ -176,26 +211,31 @@ start_worker(const char *database)
 	bgw.bgw_start_time = BgWorkerStart_RecoveryFinished;
 	bgw.bgw_restart_time = BGW_NEVER_RESTART;
 	bgw.bgw_notify_pid = MyProcPid;
+	bgw.bgw_main_arg = Int32GetDatum(replica->place);
 	strlcpy(bgw.bgw_library_name, PYR_EXTENSION, sizeof(bgw.bgw_library_name));
 	strlcpy(bgw.bgw_function_name, "pyr_worker_main", BGW_MAXLEN);
-	snprintf(bgw.bgw_name, BGW_MAXLEN, "pyreplica worker %s", database);
+	snprintf(bgw.bgw_name, BGW_MAXLEN, "pyreplica worker %s", replica->name);
 	strlcpy(bgw.bgw_type, "pyreplica worker", BGW_MAXLEN);
-	strlcpy(bgw.bgw_extra, database, BGW_EXTRALEN);
+	strlcpy(start.key, replica->key, sizeof(start.key));
+	strlcpy(start.database, database, sizeof(start.database));
+	memcpy(bgw.bgw_extra, &start, sizeof(start));
 
-	windows_at_start = pyr_status_windows();
+	replica->windows_at_start = pyr_status_windows();
 	/* the handle is to stay */
 	oldcontext = MemoryContextSwitchTo(TopMemoryContext);
-	is_started = RegisterDynamicBackgroundWorker(&bgw, &worker);
+	is_started = RegisterDynamicBackgroundWorker(&bgw, &replica->worker);
 	MemoryContextSwitchTo(oldcontext);
 	if (!is_started)
 	{
-		worker = NULL;
-		complain(PYR_STATE_ERROR,
-				 "could not start a worker: no background worker slot is free",
-				 "Increase max_worker_processes.");
+		replica->worker = NULL;
+		complain(replica, PYR_STATE_ERROR,
+				 psprintf("could not start a worker for replica \"%s\": no background worker slot is free",
+						  replica->name),
+				 psprintf("Increase max_worker_processes, which is %d, and restart the server; each replica needs one, and the launcher one more. The replica starts by itself when one is free.",
+						  max_worker_processes));
 		return RETRY_FIRST_MS;
 	}
-	forget_complaint();
+	forget_complaint(replica);
 	return -1;
 }
 
@@ -204,28 +244,89 @@ start_worker(const char *database)
  * decides when the next one may start.
  */
 static bool
-is_worker_running(void)
+is_worker_running(Replica *replica)
 {
 	pid_t		pid;
 
-	if (worker == NULL)
+	if (replica->place == NO_PLACE)
 		return false;
-	if (GetBackgroundWorkerPid(worker, &pid) != BGWH_STOPPED)
+	if (replica->worker == NULL)
+	{
+		/* nobody tells us when that ends */
+		replica->is_adopted = pyr_status_is_attached();
+		return replica->is_adopted;
+	}
+	if (GetBackgroundWorkerPid(replica->worker, &pid) != BGWH_STOPPED)
 		return true;
 
-	pfree(worker);
-	worker = NULL;
-	if (pyr_status_windows() > windows_at_start)
-		retry_ms = RETRY_FIRST_MS;
+	pfree(replica->worker);
+	replica->worker = NULL;
+	if (pyr_status_windows() > replica->windows_at_start)
+		replica->retry_ms = RETRY_FIRST_MS;
 	if (pyr_status_get_state() == PYR_STATE_ERROR)
 	{
-		start_after = TimestampTzPlusMilliseconds(GetCurrentTimestamp(),
-												  retry_ms);
-		retry_ms = Min(retry_ms * 2, retry_interval_max_ms);
+		replica->start_after = TimestampTzPlusMilliseconds(GetCurrentTimestamp(),
+														   replica->retry_ms);
+		replica->retry_ms = Min(replica->retry_ms * 2, retry_interval_max_ms);
 	}
 	else
-		start_after = 0;
+		replica->start_after = 0;
 	return false;
+}
+
+/*
+ * Whether another replica goes by that name already.
+ */
+static bool
+is_name_taken(Replica *replica)
+{
+	ListCell   *cell;
+	bool		is_before = true;
+
+	foreach(cell, replicas)
+	{
+		Replica    *other = lfirst(cell);
+
+		if (other == replica)
+			is_before = false;
+		else if (strcmp(other->name, replica->name) == 0 &&
+				 (is_before || other->worker != NULL || other->is_adopted))
+			return true;
+	}
+	return false;
+}
+
+/*
+ * Makes the replica known under its name.  Returns its database, or NULL if it
+ * cannot be started.
+ */
+static char *
+introduce(Replica *replica)
+{
+	char	   *database;
+
+	/* its name may not be known, but it should be seen in pyreplica_status */
+	strlcpy(replica->name, replica->key, sizeof(replica->name));
+	if ((database = configured_database(replica)) == NULL)
+	{
+		pyr_status_replica(replica->name[0] != '\0' ? replica->name : "?",
+						   "", "");
+		return NULL;
+	}
+
+	if (replica->name[0] == '\0')
+		strlcpy(replica->name, database, sizeof(replica->name));
+	pyr_status_replica(replica->name, database,
+					   pyr_remote()->conninfo_display(master_conninfo));
+	if (is_name_taken(replica))
+	{
+		complain(replica, PYR_STATE_ERROR,
+				 psprintf("there is another replica that is called \"%s\"",
+						  replica->name),
+				 "The replica without a name is called by its database. Give the other one another name in pyreplica.replicas.");
+		return NULL;
+	}
+	return database;
 }
 
 /*
@@ -233,49 +334,193 @@ is_worker_running(void)
  * -1.
  */
 static long
-manage_worker(void)
+manage_worker(Replica *replica)
 {
 	char	   *database;
-	char	   *display;
 	long		left_ms;
 
-	if (is_worker_running())
-		return -1;
-	if (master_conninfo[0] == '\0')
+	if (is_worker_running(replica))
+		return replica->is_adopted ? POLL_MS : -1;
+	if (replica->place == NO_PLACE)
 	{
-		pyr_status_forget();
-		return -1;
+		complain(replica, PYR_STATE_ERROR,
+				 psprintf("there is no room for replica \"%s\": there are more than %d",
+						  replica->key, pyr_status_places()),
+				 "Increase max_worker_processes, and restart the server.");
+		return POLL_MS;
 	}
-	if ((database = configured_database()) == NULL)
+	if ((database = introduce(replica)) == NULL)
 		return -1;
-
-	display = pyr_remote()->conninfo_display(master_conninfo);
-	pyr_status_replica(database, database, display);
 	if (!replica_enabled)
 	{
-		pyr_status_state(PYR_STATE_STOPPED);
+		pyr_status_state(PYR_STATE_DISABLED);
 		return -1;
 	}
 
 	left_ms = TimestampDifferenceMilliseconds(GetCurrentTimestamp(),
-											  start_after);
+											  replica->start_after);
 	if (left_ms > 0)
 		return left_ms;
 
 	if (!database_exists(database))
 	{
-		complain(PYR_STATE_NO_DATABASE,
+		complain(replica, PYR_STATE_NO_DATABASE,
 				 psprintf("waiting for database \"%s\" to be created", database),
-				 "Create it, or name another one in pyreplica.database.");
-		return DATABASE_POLL_MS;
+				 psprintf("Create it, or name another one in %s.",
+						  pyr_config_name(replica->key, "database")));
+		return POLL_MS;
 	}
-	return start_worker(database);
+	return start_worker(replica, database);
+}
+
+static Replica *
+find_replica(const char *key)
+{
+	ListCell   *cell;
+
+	foreach(cell, replicas)
+	{
+		Replica    *replica = lfirst(cell);
+
+		if (strcmp(replica->key, key) == 0)
+			return replica;
+	}
+	return NULL;
+}
+
+static Replica *
+add_replica(const char *key, int place)
+{
+	MemoryContext oldcontext = MemoryContextSwitchTo(TopMemoryContext);
+	Replica    *replica = palloc0(sizeof(Replica));
+
+	strlcpy(replica->key, key, sizeof(replica->key));
+	replica->place = place;
+	replica->retry_ms = RETRY_FIRST_MS;
+	replicas = lappend(replicas, replica);
+	MemoryContextSwitchTo(oldcontext);
+	return replica;
+}
+
+/*
+ * What a launcher before us has left.
+ */
+static void
+take_over(void)
+{
+	for (int i = 0; i < pyr_status_places(); i++)
+	{
+		char	   *key = pyr_status_key(i);
+
+		if (key != NULL)
+			(void) add_replica(key, i);
+	}
+}
+
+/*
+ * Takes the settings in: which replicas there are.
+ */
+static void
+list_replicas(void)
+{
+	ListCell   *cell;
+
+	foreach(cell, replicas)
+	{
+		Replica    *replica = lfirst(cell);
+
+		replica->is_listed = false;
+		replica->start_after = 0;
+		replica->retry_ms = RETRY_FIRST_MS;
+		forget_complaint(replica);
+	}
+	foreach(cell, pyr_replicas_listed())
+	{
+		Replica    *replica = find_replica(lfirst(cell));
+
+		if (replica == NULL)
+			replica = add_replica(lfirst(cell), NO_PLACE);
+		replica->is_listed = true;
+	}
+}
+
+/*
+ * Settings that somebody may believe to be in force.
+ */
+static void
+tell_unlisted(void)
+{
+	List	   *names = pyr_replicas_unlisted();
+	ListCell   *cell;
+	MemoryContext oldcontext;
+
+	foreach(cell, names)
+	{
+		char	   *name = lfirst(cell);
+
+		if (!list_member_ptr(unlisted, name))
+			ereport(LOG,
+					(errmsg("pyreplica: there are settings of a replica \"%s\", but it is not in pyreplica.replicas",
+							name),
+					 errhint("Put it there, or remove the settings pyreplica_%s.*.",
+							 name)));
+	}
+	oldcontext = MemoryContextSwitchTo(TopMemoryContext);
+	list_free(unlisted);
+	unlisted = list_copy(names);
+	MemoryContextSwitchTo(oldcontext);
+}
+
+/*
+ * Does what is to be done now for that replica; returns like manage_worker.
+ */
+static long
+manage(Replica *replica)
+{
+	if (!replica->is_listed)
+	{
+		if (replica->place != NO_PLACE)
+			pyr_status_use(replica->place);
+		if (is_worker_running(replica))
+			return replica->is_adopted ? POLL_MS : -1;
+		if (replica->place != NO_PLACE)
+			pyr_status_release(replica->place);
+		forget_complaint(replica);
+		replicas = list_delete_ptr(replicas, replica);
+		pfree(replica);
+		return -1;
+	}
+
+	(void) pyr_replicas_use(replica->key);
+	if (replica->place == NO_PLACE)
+		replica->place = pyr_status_reserve(replica->key);
+	if (replica->place != NO_PLACE)
+		pyr_status_use(replica->place);
+	return manage_worker(replica);
+}
+
+static long
+manage_all(void)
+{
+	long		timeout_ms = -1;
+	List	   *todo = list_copy(replicas);
+	ListCell   *cell;
+
+	foreach(cell, todo)
+	{
+		long		left_ms = manage(lfirst(cell));
+
+		if (left_ms >= 0 && (timeout_ms < 0 || left_ms < timeout_ms))
+			timeout_ms = left_ms;
+	}
+	return timeout_ms;
 }
 
 void
 pyr_launcher_main(Datum arg pg_attribute_unused())
 {
 	MemoryContext context;
+	bool		is_news = true;
 
 	pqsignal(SIGHUP, SignalHandlerForConfigReload);
 	pqsignal(SIGTERM, die);
@@ -284,6 +529,8 @@ pyr_launcher_main(Datum arg pg_attribute_unused())
 
 	context = AllocSetContextCreate(TopMemoryContext, "pyreplica launcher",
 									ALLOCSET_DEFAULT_SIZES);
+	MemoryContextSwitchTo(context);
+	take_over();
 	for (;;)
 	{
 		long		timeout_ms;
@@ -293,13 +540,17 @@ pyr_launcher_main(Datum arg pg_attribute_unused())
 		{
 			ConfigReloadPending = false;
 			ProcessConfigFile(PGC_SIGHUP);
-			start_after = 0;
-			retry_ms = RETRY_FIRST_MS;
-			forget_complaint();
+			is_news = true;
 		}
 
 		MemoryContextSwitchTo(context);
-		timeout_ms = manage_worker();
+		if (is_news)
+		{
+			list_replicas();
+			tell_unlisted();
+			is_news = false;
+		}
+		timeout_ms = manage_all();
 		MemoryContextReset(context);
 
 		pgstat_report_activity(STATE_IDLE, NULL);

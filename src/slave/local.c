@@ -9,6 +9,7 @@
 #include "postgres.h"
 
 #include "access/xact.h"
+#include "catalog/pg_extension.h"
 #include "commands/tablespace.h"
 #include "executor/spi.h"
 #include "mb/pg_wchar.h"
@@ -16,6 +17,7 @@
 #include "pgstat.h"
 #include "pyreplica.h"
 #include "slave/local.h"
+#include "storage/lmgr.h"
 #include "utils/builtins.h"
 #include "utils/guc.h"
 #include "utils/lsyscache.h"
@@ -143,9 +145,19 @@ create_extension(void)
 			 SPI_result_code_string(rc));
 }
 
+static void
+look_again(void)
+{
+	CommandCounterIncrement();
+	PopActiveSnapshot();
+	PushActiveSnapshot(GetTransactionSnapshot());
+	find_schema();
+}
+
 /*
  * Creates the extension in the slave's database, unless it is there (say
- * because the database was restored from a dump of the master).
+ * because the database was restored from a dump of the master).  Another
+ * replica's worker may be about to do that, too.
  */
 void
 pyr_local_ensure_extension(void)
@@ -154,11 +166,13 @@ pyr_local_ensure_extension(void)
 	find_schema();
 	if (schema == NULL)
 	{
+		LockRelationOid(ExtensionRelationId, ShareRowExclusiveLock);
+		look_again();
+	}
+	if (schema == NULL)
+	{
 		create_extension();
-		CommandCounterIncrement();
-		PopActiveSnapshot();
-		PushActiveSnapshot(GetTransactionSnapshot());
-		find_schema();
+		look_again();
 	}
 	pyr_local_commit_transaction();
 }

@@ -1,12 +1,16 @@
 /*-------------------------------------------------------------------------
  *
  * status.c
- *	  What a replica shows of itself, in shared memory; the functions behind
+ *	  What each replica shows of itself, in shared memory; the functions behind
  *	  pyreplica_status and pyreplica_wait.
  *
- * The worker (or, while there is none, the launcher) writes; everybody who
- * may reads.  Nothing in here decides anything but pyreplica_wait, which asks
- * the worker for one more look at the master and waits for its answer.
+ * A replica has a place of its own, with a lock of its own.  The launcher gives
+ * places out and takes them back; it, or the worker while there is one, writes;
+ * everybody who may reads.  Nothing in here decides anything but pyreplica_wait,
+ * which asks workers for one more look at the master and waits for the answers.
+ *
+ * There are as many places as the server may have background workers, since more
+ * could not run.
  *
  *-------------------------------------------------------------------------
  */
@@ -14,7 +18,6 @@
 
 #include "access/xact.h"
 #include "common/compat.h"
-#include "common/config.h"
 #include "commands/dbcommands.h"
 #include "funcapi.h"
 #include "miscadmin.h"
@@ -41,7 +44,9 @@ PG_FUNCTION_INFO_V1(pyreplica_verify_run);
 typedef struct ReplicaStatus
 {
 	LWLock	   *lock;
-	char		replica[NAMEDATALEN];	/* empty: no replica */
+	bool		is_used;
+	char		key[NAMEDATALEN];	/* its name in the settings */
+	char		replica[NAMEDATALEN];
 	char		database[NAMEDATALEN];
 	char		master[MASTER_LEN]; /* without secrets */
 	pid_t		pid;			/* of the worker, 0: none */
@@ -71,14 +76,31 @@ typedef struct ReplicaStatus
 	uint64		wait_requested;
 	uint64		wait_served;
 	ConditionVariable served;
+
+	/* up to these, they were asked of a replica that was here before */
+	uint64		verify_void;
+	uint64		wait_void;
 } ReplicaStatus;
 
+/* all places, which are places_count; NULL: pyreplica is not loaded */
+static ReplicaStatus *places = NULL;
+
+/* that of the replica that this process is concerned with */
 static ReplicaStatus *status = NULL;
 
 #if PYR_HAVE_SHMEM_REQUEST_HOOK
 static shmem_request_hook_type prev_shmem_request_hook = NULL;
 #endif
 static shmem_startup_hook_type prev_shmem_startup_hook = NULL;
+
+/*
+ * It cannot change while the server runs.
+ */
+static int
+places_count(void)
+{
+	return max_worker_processes;
+}
 
 static void
 request_shmem(void)
@@ -87,25 +109,29 @@ request_shmem(void)
 	if (prev_shmem_request_hook)
 		prev_shmem_request_hook();
 #endif
-	RequestAddinShmemSpace(MAXALIGN(sizeof(ReplicaStatus)));
-	RequestNamedLWLockTranche(PYR_EXTENSION, 1);
+	RequestAddinShmemSpace(mul_size(places_count(), sizeof(ReplicaStatus)));
+	RequestNamedLWLockTranche(PYR_EXTENSION, places_count());
 }
 
 static void
 startup_shmem(void)
 {
+	Size		size = mul_size(places_count(), sizeof(ReplicaStatus));
 	bool		found;
 
 	if (prev_shmem_startup_hook)
 		prev_shmem_startup_hook();
 
 	LWLockAcquire(AddinShmemInitLock, LW_EXCLUSIVE);
-	status = ShmemInitStruct("pyreplica status", sizeof(ReplicaStatus), &found);
+	places = ShmemInitStruct("pyreplica status", size, &found);
 	if (!found)
 	{
-		memset(status, 0, sizeof(ReplicaStatus));
-		status->lock = &(GetNamedLWLockTranche(PYR_EXTENSION))->lock;
-		ConditionVariableInit(&status->served);
+		memset(places, 0, size);
+		for (int i = 0; i < places_count(); i++)
+		{
+			places[i].lock = &GetNamedLWLockTranche(PYR_EXTENSION)[i].lock;
+			ConditionVariableInit(&places[i].served);
+		}
 	}
 	LWLockRelease(AddinShmemInitLock);
 }
@@ -126,6 +152,83 @@ pyr_status_init(void)
 	shmem_startup_hook = startup_shmem;
 }
 
+/*
+ * The name of the replica in that place, palloc'd; NULL: none has it.
+ */
+char *
+pyr_status_key(int place)
+{
+	char	   *key = NULL;
+
+	LWLockAcquire(places[place].lock, LW_SHARED);
+	if (places[place].is_used)
+		key = pstrdup(places[place].key);
+	LWLockRelease(places[place].lock);
+	return key;
+}
+
+/*
+ * How many places there are.
+ */
+int
+pyr_status_places(void)
+{
+	return places_count();
+}
+
+/*
+ * Gives a replica a place; -1: there is none left.  Only the launcher does.
+ */
+int
+pyr_status_reserve(const char *key)
+{
+	for (int i = 0; i < places_count(); i++)
+	{
+		ReplicaStatus *place = &places[i];
+		bool		is_free;
+
+		LWLockAcquire(place->lock, LW_EXCLUSIVE);
+		is_free = !place->is_used;
+		if (is_free)
+		{
+			place->is_used = true;
+			strlcpy(place->key, key, sizeof(place->key));
+			place->replica[0] = place->database[0] = place->master[0] = '\0';
+			place->state = PYR_STATE_STOPPED;
+		}
+		LWLockRelease(place->lock);
+		if (is_free)
+			return i;
+	}
+	return -1;
+}
+
+/*
+ * There is no such replica any more.  Who waits for it gets to know.
+ */
+void
+pyr_status_release(int i)
+{
+	ReplicaStatus *place = &places[i];
+
+	LWLockAcquire(place->lock, LW_EXCLUSIVE);
+	place->is_used = false;
+	place->replica[0] = '\0';
+	place->verify_void = place->verify_served = place->verify_requested;
+	place->wait_void = place->wait_served = place->wait_requested;
+	LWLockRelease(place->lock);
+	ConditionVariableBroadcast(&place->served);
+}
+
+/*
+ * The calling process is concerned with the replica in that place.
+ */
+void
+pyr_status_use(int place)
+{
+	status = &places[place];
+}
+
 static void
 detach(int code pg_attribute_unused(), Datum arg pg_attribute_unused())
 {
@@ -138,19 +241,45 @@ detach(int code pg_attribute_unused(), Datum arg pg_attribute_unused())
 }
 
 /*
- * The calling process is the replica's worker from now on.
+ * The calling process is the worker of the replica in that place from now on.
  */
 void
-pyr_status_attach(void)
+pyr_status_attach(int place)
 {
+	pid_t		other;
+
+	pyr_status_use(place);
 	LWLockAcquire(status->lock, LW_EXCLUSIVE);
-	status->pid = MyProcPid;
-	status->proc = MyProc;
-	status->state = PYR_STATE_STARTING;
-	status->in_step_at = 0;
+	other = status->pid;
+	if (other == 0)
+	{
+		status->pid = MyProcPid;
+		status->proc = MyProc;
+		status->state = PYR_STATE_STARTING;
+		status->in_step_at = 0;
+	}
 	LWLockRelease(status->lock);
+	if (other != 0)
+		ereport(FATAL,
+				(errcode(ERRCODE_OBJECT_IN_USE),
+				 errmsg("replica \"%s\" has a worker already, with PID %d",
+						status->replica, (int) other)));
 
 	before_shmem_exit(detach, (Datum) 0);
+}
+
+/*
+ * Whether a worker is attached.
+ */
+bool
+pyr_status_is_attached(void)
+{
+	bool		is_attached;
+
+	LWLockAcquire(status->lock, LW_SHARED);
+	is_attached = status->pid != 0;
+	LWLockRelease(status->lock);
+	return is_attached;
 }
 
 void
@@ -182,17 +311,6 @@ pyr_status_replica(const char *replica, const char *database,
 	}
 	strlcpy(status->database, database, sizeof(status->database));
 	strlcpy(status->master, master, sizeof(status->master));
-	LWLockRelease(status->lock);
-}
-
-/*
- * There is no replica any more.
- */
-void
-pyr_status_forget(void)
-{
-	LWLockAcquire(status->lock, LW_EXCLUSIVE);
-	status->replica[0] = '\0';
 	LWLockRelease(status->lock);
 }
 
@@ -362,7 +480,9 @@ state_name(PyrState state)
 	switch (state)
 	{
 		case PYR_STATE_STOPPED:
-			return replica_enabled ? "stopped" : "disabled";
+			return "stopped";
+		case PYR_STATE_DISABLED:
+			return "disabled";
 		case PYR_STATE_NO_DATABASE:
 			return "no database";
 		case PYR_STATE_STARTING:
@@ -388,7 +508,7 @@ state_name(PyrState state)
 static void
 check_preloaded(void)
 {
-	if (status == NULL)
+	if (places == NULL)
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 				 errmsg("pyreplica is not loaded on this server"),
@@ -410,28 +530,19 @@ set_text(Datum *value, bool *isnull, const char *text)
 		*value = CStringGetTextDatum(text);
 }
 
-/*
- * pyreplica_status() returns setof record.  A server that is no slave has no
- * rows to show.
- */
-Datum
-pyreplica_status(PG_FUNCTION_ARGS)
+static void
+show_place(ReplicaStatus *place, ReturnSetInfo *rsinfo)
 {
-	ReturnSetInfo *rsinfo = (ReturnSetInfo *) fcinfo->resultinfo;
 	ReplicaStatus copy;
 	Datum		values[17];
 	bool		isnull[17] = {false};
 	TimestampTz now = GetCurrentTimestamp();
 
-	pyr_init_materialized_srf(fcinfo);
-	if (status == NULL)
-		return (Datum) 0;
-
-	LWLockAcquire(status->lock, LW_SHARED);
-	copy = *status;
-	LWLockRelease(status->lock);
-	if (copy.replica[0] == '\0')
-		return (Datum) 0;
+	LWLockAcquire(place->lock, LW_SHARED);
+	copy = *place;
+	LWLockRelease(place->lock);
+	if (!copy.is_used || copy.replica[0] == '\0')
+		return;
 
 	set_text(&values[0], &isnull[0], copy.replica);
 	isnull[1] = copy.pid == 0;
@@ -457,47 +568,122 @@ pyreplica_status(PG_FUNCTION_ARGS)
 	set_text(&values[15], &isnull[15], copy.last_error);
 	set_timestamp(&values[16], &isnull[16], copy.last_error_at);
 	tuplestore_putvalues(rsinfo->setResult, rsinfo->setDesc, values, isnull);
+}
 
+/*
+ * pyreplica_status() returns setof record.  A server that is no slave has no
+ * rows to show.
+ */
+Datum
+pyreplica_status(PG_FUNCTION_ARGS)
+{
+	ReturnSetInfo *rsinfo = (ReturnSetInfo *) fcinfo->resultinfo;
+
+	pyr_init_materialized_srf(fcinfo);
+	if (places == NULL)
+		return (Datum) 0;
+	for (int i = 0; i < places_count(); i++)
+		show_place(&places[i], rsinfo);
 	return (Datum) 0;
+}
+
+/*
+ * The places of the replicas that a user means: the one of that name, or all of
+ * this database.  Raises an error if there is none.
+ */
+static List *
+find_places(const char *replica)
+{
+	const char *database = get_database_name(MyDatabaseId);
+	List	   *found = NIL;
+	bool		has_any = false;
+
+	check_preloaded();
+	for (int i = 0; i < places_count(); i++)
+	{
+		ReplicaStatus *place = &places[i];
+		bool		is_shown;
+
+		LWLockAcquire(place->lock, LW_SHARED);
+		is_shown = place->is_used && place->replica[0] != '\0';
+		if (is_shown &&
+			(replica != NULL ? strcmp(place->replica, replica) == 0
+			 : strcmp(place->database, database) == 0))
+			found = lappend(found, place);
+		LWLockRelease(place->lock);
+		has_any |= is_shown;
+	}
+	if (found == NIL)
+		ereport(ERROR,
+				(errcode(ERRCODE_UNDEFINED_OBJECT),
+				 replica != NULL
+				 ? errmsg("replica \"%s\" does not exist", replica)
+				 : has_any ? errmsg("this database has no replica")
+				 : errmsg("this server has no replica"),
+				 errhint("See the view pyreplica_status, and the settings pyreplica.master_conninfo and pyreplica.replicas.")));
+	return found;
 }
 
 /*
  * Asks the worker for a look at the master; the request's number.
  */
 static uint64
-request_look(const char *replica)
+request_look(ReplicaStatus *place)
 {
-	uint64		request;
-	PGPROC	   *proc;
-	bool		is_known;
+	uint64		request = 0;
 
-	LWLockAcquire(status->lock, LW_EXCLUSIVE);
-	is_known = status->replica[0] != '\0' &&
-		(replica == NULL || strcmp(replica, status->replica) == 0);
-	request = ++status->wait_requested;
-	proc = status->proc;
-	if (is_known && proc != NULL)
-		SetLatch(&proc->procLatch);
-	LWLockRelease(status->lock);
-
-	if (!is_known)
-		ereport(ERROR,
-				(errcode(ERRCODE_UNDEFINED_OBJECT),
-				 replica != NULL
-				 ? errmsg("replica \"%s\" does not exist", replica)
-				 : errmsg("this server has no replica"),
-				 errhint("See the view pyreplica_status, and the setting pyreplica.master_conninfo.")));
+	LWLockAcquire(place->lock, LW_EXCLUSIVE);
+	if (place->is_used)
+		request = ++place->wait_requested;
+	if (place->proc != NULL)
+		SetLatch(&place->proc->procLatch);
+	LWLockRelease(place->lock);
 	return request;
 }
 
 static bool
-is_served(uint64 request)
+is_served(ReplicaStatus *place, uint64 request)
+{
+	bool		served;
+	bool		is_gone;
+
+	LWLockAcquire(place->lock, LW_SHARED);
+	served = place->wait_served >= request;
+	is_gone = request <= place->wait_void;
+	LWLockRelease(place->lock);
+	if (is_gone)
+		ereport(ERROR,
+				(errcode(ERRCODE_UNDEFINED_OBJECT),
+				 errmsg("the replica does not exist any more")));
+	return served;
+}
+
+/*
+ * Waits until the request is served; false: it took too long.
+ */
+static bool
+wait_for_look(ReplicaStatus *place, uint64 request, TimestampTz until)
 {
 	bool		served;
 
-	LWLockAcquire(status->lock, LW_SHARED);
-	served = status->wait_served >= request;
-	LWLockRelease(status->lock);
+	ConditionVariablePrepareToSleep(&place->served);
+	while (!(served = is_served(place, request)))
+	{
+		long		left_ms = -1;
+
+		if (!TIMESTAMP_IS_NOEND(until))
+		{
+			left_ms = TimestampDifferenceMilliseconds(GetCurrentTimestamp(), until);
+			if (left_ms <= 0)
+				break;
+		}
+		if (left_ms < 0)
+			ConditionVariableSleep(&place->served, PG_WAIT_EXTENSION);
+		else
+			(void) ConditionVariableTimedSleep(&place->served, left_ms,
+											   PG_WAIT_EXTENSION);
+	}
+	ConditionVariableCancelSleep();
 	return served;
 }
 
@@ -509,61 +695,58 @@ pyreplica_wait(PG_FUNCTION_ARGS)
 {
 	char	   *replica = PG_ARGISNULL(0) ? NULL : text_to_cstring(PG_GETARG_TEXT_PP(0));
 	TimestampTz until = DT_NOEND;
-	uint64		request;
-	bool		served;
+	List	   *waited_for = find_places(replica);
+	uint64	   *requests = palloc(list_length(waited_for) * sizeof(uint64));
+	bool		served = true;
 
-	check_preloaded();
 	if (!PG_ARGISNULL(1))
 		until = DatumGetTimestampTz(DirectFunctionCall2(timestamptz_pl_interval,
 														TimestampTzGetDatum(GetCurrentTimestamp()),
 														PG_GETARG_DATUM(1)));
 
-	request = request_look(replica);
-
-	ConditionVariablePrepareToSleep(&status->served);
-	while (!(served = is_served(request)))
-	{
-		long		left_ms = -1;
-
-		if (!TIMESTAMP_IS_NOEND(until))
-		{
-			left_ms = TimestampDifferenceMilliseconds(GetCurrentTimestamp(), until);
-			if (left_ms <= 0)
-				break;
-		}
-		if (left_ms < 0)
-			ConditionVariableSleep(&status->served, PG_WAIT_EXTENSION);
-		else
-			(void) ConditionVariableTimedSleep(&status->served, left_ms,
-											   PG_WAIT_EXTENSION);
-	}
-	ConditionVariableCancelSleep();
+	for (int i = 0; i < list_length(waited_for); i++)
+		requests[i] = request_look(list_nth(waited_for, i));
+	for (int i = 0; i < list_length(waited_for) && served; i++)
+		served = wait_for_look(list_nth(waited_for, i), requests[i], until);
 
 	PG_RETURN_BOOL(served);
 }
 
-/* whether the current transaction asks the worker for something */
+/* whether the current transaction asks the workers of the database for something */
 static bool wakes_at_commit = false;
+static char wakes_database[NAMEDATALEN];
+
+static void
+wake_database(const char *database)
+{
+	for (int i = 0; i < places_count(); i++)
+	{
+		ReplicaStatus *place = &places[i];
+
+		LWLockAcquire(place->lock, LW_EXCLUSIVE);
+		if (place->is_used && strcmp(place->database, database) == 0)
+		{
+			place->tables_requested++;
+			if (place->proc != NULL)
+				SetLatch(&place->proc->procLatch);
+		}
+		LWLockRelease(place->lock);
+	}
+}
 
 static void
 wake_callback(XactEvent event, void *arg pg_attribute_unused())
 {
 	if (wakes_at_commit && event == XACT_EVENT_COMMIT)
-	{
-		LWLockAcquire(status->lock, LW_EXCLUSIVE);
-		status->tables_requested++;
-		if (status->proc != NULL)
-			SetLatch(&status->proc->procLatch);
-		LWLockRelease(status->lock);
-	}
+		wake_database(wakes_database);
 	if (event == XACT_EVENT_COMMIT || event == XACT_EVENT_ABORT ||
 		event == XACT_EVENT_PREPARE)
 		wakes_at_commit = false;
 }
 
 /*
- * pyreplica_wake() returns void: once the transaction has committed, the worker
- * looks at what is asked for in pyreplica_table.
+ * pyreplica_wake() returns void: once the transaction has committed, the workers
+ * of this database look at what is asked for in pyreplica_table.
  */
 Datum
 pyreplica_wake(PG_FUNCTION_ARGS)
@@ -574,72 +757,73 @@ pyreplica_wake(PG_FUNCTION_ARGS)
 	if (!is_registered)
 		RegisterXactCallback(wake_callback, NULL);
 	is_registered = true;
+	strlcpy(wakes_database, get_database_name(MyDatabaseId), NAMEDATALEN);
 	wakes_at_commit = true;
 	PG_RETURN_VOID();
 }
 
 /*
- * Leaves the request with the worker; 0: there is another one before it.
+ * Leaves the request with the worker.  False: there is another one before it.
  */
-static uint64
-request_verify(const PyrVerifyRequest *request)
+static bool
+request_verify(ReplicaStatus *place, const PyrVerifyRequest *request,
+			   uint64 *number)
 {
-	uint64		number = 0;
+	bool		is_accepted = true;
 
-	LWLockAcquire(status->lock, LW_EXCLUSIVE);
-	if (status->verify_requested == status->verify_served)
+	LWLockAcquire(place->lock, LW_EXCLUSIVE);
+	if (!place->is_used)
+		*number = 0;
+	else if (place->verify_requested == place->verify_served)
 	{
-		number = ++status->verify_requested;
-		status->verify = *request;
-		if (status->proc != NULL)
-			SetLatch(&status->proc->procLatch);
+		*number = ++place->verify_requested;
+		place->verify = *request;
+		if (place->proc != NULL)
+			SetLatch(&place->proc->procLatch);
 	}
-	LWLockRelease(status->lock);
-	return number;
+	else
+		is_accepted = false;
+	LWLockRelease(place->lock);
+	return is_accepted;
 }
 
 static bool
-is_verified(uint64 number, char *error)
+is_verified(ReplicaStatus *place, uint64 number, char *error)
 {
 	bool		is_done;
 
-	LWLockAcquire(status->lock, LW_SHARED);
-	is_done = status->verify_served >= number;
-	if (is_done)
-		strlcpy(error, status->verify_error, ERROR_LEN);
-	LWLockRelease(status->lock);
+	LWLockAcquire(place->lock, LW_SHARED);
+	is_done = place->verify_served >= number;
+	strlcpy(error, number <= place->verify_void
+			? "the replica does not exist any more" : place->verify_error,
+			ERROR_LEN);
+	LWLockRelease(place->lock);
 	return is_done;
 }
 
 /*
- * pyreplica_verify_run(schemaname text, tablename text, repair boolean) returns
- * bigint: has the worker verify the table (all of them, if it has no name), waits
- * for it, and returns the number of the run.
+ * pyreplica_verify_run(replica text, schemaname text, tablename text,
+ * repair boolean) returns bigint: has the worker verify the table (all of them,
+ * if it has no name), waits for it, and returns the number of the run.
  */
 Datum
 pyreplica_verify_run(PG_FUNCTION_ARGS)
 {
+	ReplicaStatus *place = linitial(find_places(text_to_cstring(PG_GETARG_TEXT_PP(0))));
 	PyrVerifyRequest request = {0};
 	uint64		number;
 	char		error[ERROR_LEN];
 
-	check_preloaded();
-	if (status->replica[0] == '\0' ||
-		strcmp(status->database, get_database_name(MyDatabaseId)) != 0)
-		ereport(ERROR,
-				(errcode(ERRCODE_UNDEFINED_OBJECT),
-				 errmsg("this database has no replica"),
-				 errhint("See the view pyreplica_status.")));
 	request.run = GetCurrentTimestamp();
-	text_to_cstring_buffer(PG_GETARG_TEXT_PP(0), request.schema, NAMEDATALEN);
-	text_to_cstring_buffer(PG_GETARG_TEXT_PP(1), request.table, NAMEDATALEN);
-	request.repairs = PG_GETARG_BOOL(2);
+	text_to_cstring_buffer(PG_GETARG_TEXT_PP(1), request.schema, NAMEDATALEN);
+	text_to_cstring_buffer(PG_GETARG_TEXT_PP(2), request.table, NAMEDATALEN);
+	request.repairs = PG_GETARG_BOOL(3);
 
-	ConditionVariablePrepareToSleep(&status->served);
-	while ((number = request_verify(&request)) == 0)
-		ConditionVariableSleep(&status->served, PG_WAIT_EXTENSION);
-	while (!is_verified(number, error))
-		ConditionVariableSleep(&status->served, PG_WAIT_EXTENSION);
+	ConditionVariablePrepareToSleep(&place->served);
+	while (!request_verify(place, &request, &number))
+		ConditionVariableSleep(&place->served, PG_WAIT_EXTENSION);
+	while (!is_verified(place, number, error))
+		ConditionVariableSleep(&place->served, PG_WAIT_EXTENSION);
 	ConditionVariableCancelSleep();
 	if (error[0] != '\0')
 		ereport(ERROR,

@@ -1,7 +1,7 @@
 /*-------------------------------------------------------------------------
  *
  * status.h
- *	  What a replica shows of itself, in shared memory.
+ *	  What each replica shows of itself, in shared memory.
  *
  *-------------------------------------------------------------------------
  */
@@ -12,7 +12,8 @@
 
 typedef enum PyrState
 {
-	PYR_STATE_STOPPED,			/* no worker: disabled, or between two tries */
+	PYR_STATE_STOPPED,			/* no worker: between two tries */
+	PYR_STATE_DISABLED,
 	PYR_STATE_NO_DATABASE,		/* the slave's database does not exist */
 	PYR_STATE_STARTING,
 	PYR_STATE_CONNECTING,
@@ -25,11 +26,20 @@ typedef enum PyrState
 } PyrState;
 
 extern void pyr_status_init(void);
-extern void pyr_status_attach(void);
+
+/* places, for the launcher */
+extern int	pyr_status_places(void);
+extern char *pyr_status_key(int place);
+extern int	pyr_status_reserve(const char *key);
+extern void pyr_status_release(int place);
+
+/* the replica that the process is concerned with; what follows is about it */
+extern void pyr_status_use(int place);
+extern void pyr_status_attach(int place);
+extern bool pyr_status_is_attached(void);
 extern void pyr_status_state(PyrState state);
 extern void pyr_status_replica(const char *replica, const char *database,
 							   const char *master);
-extern void pyr_status_forget(void);
 extern void pyr_status_in_step(TimestampTz at);
 extern void pyr_status_window(const char *position, int64 transactions,
 							  int64 rows, int64 conflicts, bool fell_back);

@@ -29,6 +29,7 @@
 #include "access/xlog.h"
 #include "common/compat.h"
 #include "common/config.h"
+#include "common/replicas.h"
 #include "mb/pg_wchar.h"
 #include "miscadmin.h"
 #include "pgstat.h"
@@ -78,8 +79,10 @@
 /* a prepared transaction's commit wakes nobody */
 #define PREPARED_POLL_MS	1000
 
-/* the replica that this process is the worker of */
+/* the replica that this process is the worker of: its name, and its name in the
+ * settings */
 static char *replica;
+static char *key;
 static PyrPosition position;
 static PyrOrigin *origin = NULL;
 static PyrWindow *window;		/* the one looked at last */
@@ -138,7 +141,7 @@ reload(void)
 	pyr_tables_retry();
 	pyr_schema_retry();
 
-	if (master_conninfo[0] == '\0' || !replica_enabled)
+	if (!pyr_replicas_use(key) || master_conninfo[0] == '\0' || !replica_enabled)
 		proc_exit(0);
 
 	dbname = replica_database[0] != '\0' ? pstrdup(replica_database)
@@ -744,18 +747,24 @@ report_failure(void)
 }
 
 /*
- * Entry point of the worker; bgw_extra is the name of the slave's database.
+ * Entry point of the worker; see PyrWorkerStart.
  */
 void
-pyr_worker_main(Datum arg pg_attribute_unused())
+pyr_worker_main(Datum arg)
 {
+	PyrWorkerStart start;
+
 	pqsignal(SIGHUP, SignalHandlerForConfigReload);
 	pqsignal(SIGTERM, die);
 	BackgroundWorkerUnblockSignals();
 
-	database_in_use = replica = MemoryContextStrdup(TopMemoryContext,
-													MyBgworkerEntry->bgw_extra);
-	pyr_status_attach();
+	memcpy(&start, MyBgworkerEntry->bgw_extra, sizeof(start));
+	database_in_use = MemoryContextStrdup(TopMemoryContext, start.database);
+	key = MemoryContextStrdup(TopMemoryContext, start.key);
+	replica = key[0] != '\0' ? key : database_in_use;
+	pyr_status_attach(DatumGetInt32(arg));
+	if (!pyr_replicas_use(key))
+		proc_exit(0);
 	BackgroundWorkerInitializeConnection(database_in_use, NULL, 0);
 
 	PG_TRY();
