@@ -127,41 +127,36 @@ forget_complaint(Replica *replica)
 }
 
 /*
- * The slave's database, by the settings; NULL if they do not say.
+ * The slave's database, by the settings.  If they do not say, NULL, and why.
  */
 static char *
-configured_database(Replica *replica)
+configured_database(Replica *replica, char **problem, char **way_out)
 {
 	char	   *error;
 	char	   *name;
 	char	   *conninfo_setting = pyr_config_name(replica->key,
 												   "master_conninfo");
-	char	   *database_setting = pyr_config_name(replica->key, "database");
 
 	if (master_conninfo[0] == '\0')
 	{
-		complain(replica, PYR_STATE_ERROR,
-				 psprintf("%s is not set", conninfo_setting),
-				 psprintf("Set it, or take \"%s\" off pyreplica.replicas, and reload.",
-						  replica->key));
+		*problem = psprintf("%s is not set", conninfo_setting);
+		*way_out = psprintf("Set it, or take \"%s\" off pyreplica.replicas, and reload.",
+							replica->key);
 		return NULL;
 	}
 	if (replica_database[0] != '\0')
 		return pstrdup(replica_database);
 
 	name = pyr_remote()->conninfo_value(master_conninfo, "dbname", &error);
-	if (name == NULL || name[0] == '\0')
-	{
-		complain(replica, PYR_STATE_ERROR,
-				 error != NULL
-				 ? psprintf("invalid connection string in %s: %s",
-							conninfo_setting, error)
-				 : psprintf("%s names no database", conninfo_setting),
-				 psprintf("Write dbname=... into %s, or set %s, and reload.",
-						  conninfo_setting, database_setting));
-		return NULL;
-	}
-	return name;
+	if (name != NULL && name[0] != '\0')
+		return name;
+	*problem = error != NULL
+		? psprintf("invalid connection string in %s: %s", conninfo_setting, error)
+		: psprintf("%s names no database", conninfo_setting);
+	*way_out = psprintf("Write dbname=... into %s, or set %s, and reload.",
+						conninfo_setting,
+						pyr_config_name(replica->key, "database"));
+	return NULL;
 }
 
 /*
@@ -303,14 +298,17 @@ is_name_taken(Replica *replica)
 static char *
 introduce(Replica *replica)
 {
-	char	   *database;
+	char	   *problem = NULL;
+	char	   *way_out = NULL;
+	char	   *database = configured_database(replica, &problem, &way_out);
 
-	/* its name may not be known, but it should be seen in pyreplica_status */
 	strlcpy(replica->name, replica->key, sizeof(replica->name));
-	if ((database = configured_database(replica)) == NULL)
+	if (database == NULL)
 	{
+		/* its name may not be known, but it should be seen */
 		pyr_status_replica(replica->name[0] != '\0' ? replica->name : "?",
 						   "", "");
+		complain(replica, PYR_STATE_ERROR, problem, way_out);
 		return NULL;
 	}
 

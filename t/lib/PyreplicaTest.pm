@@ -38,7 +38,7 @@ our @EXPORT = qw(
   new_pair new_master new_slave conninfo_setting
   on_both log_table wait_caught_up is_same content
   log_since log_position wait_log poll_until wait_worker status
-  set_conf status_value wait_status seconds_of is_same_rows count_log
+  set_conf status_value wait_status replica_value wait_replica seconds_of is_same_rows count_log
   master_pid restore_cold black_hole stays_true
   start_looping start_watching stop_looping
   hold_back let_go memory_of
@@ -60,13 +60,15 @@ sub new_master
 	return $node;
 }
 
-# The line of postgresql.conf that points to a master.
+# The line of postgresql.conf that points to a master; that of the replica of
+# this name, if any.
 sub conninfo_setting
 {
-	my ($master, $extra) = @_;
+	my ($master, $extra, $replica) = @_;
+	my $prefix   = defined $replica ? "pyreplica_$replica" : 'pyreplica';
 	my $conninfo = $master->connstr('postgres') . ' ' . ($extra // '');
 	$conninfo =~ s/'/''/g;
-	return "pyreplica.master_conninfo = '$conninfo'\n";
+	return "$prefix.master_conninfo = '$conninfo'\n";
 }
 
 # The database that a server is tested in.
@@ -278,6 +280,30 @@ sub wait_status
 		"not true: $condition\n"
 		  . (
 			status_value($slave, 'row_to_json(pyreplica_status)', $database)
+			  // 'the server does not answer'));
+	return 0;
+}
+
+# The same of one replica of several, asked for in the database postgres.
+sub replica_value
+{
+	my ($slave, $replica, $expression) = @_;
+	my ($rc, $value) = $slave->psql('postgres',
+		"SELECT $expression FROM pyreplica_status WHERE replica = '$replica'");
+	return $rc == 0 ? $value : undef;
+}
+
+sub wait_replica
+{
+	my ($slave, $replica, $condition, $seconds) = @_;
+	return 1
+	  if poll_until(
+		sub {
+			(replica_value($slave, $replica, $condition) // '') eq 't';
+		},
+		$seconds);
+	diag("not true of $replica: $condition\n"
+		  . (status_value($slave, 'row_to_json(pyreplica_status)', 'postgres')
 			  // 'the server does not answer'));
 	return 0;
 }
