@@ -1318,13 +1318,13 @@ BEGIN
 END
 $$;
 COMMENT ON FUNCTION pyreplica_verify(regclass, text, boolean) IS
-'compares a table (all, if none is named) with the master, each range of rows at one instant, without locks; returns the rows that differ, and takes the master''s if told to repair';
+'compares a table (all, if none is named) with the master (of each replica that it comes from, if none is named), each range of rows at one instant, without locks; returns the rows that differ, and takes the master''s if told to repair';
 
 CREATE FUNCTION pyreplica_wait(replica text DEFAULT NULL, timeout interval DEFAULT NULL)
 RETURNS boolean
 AS 'MODULE_PATHNAME', 'pyreplica_wait' LANGUAGE C VOLATILE;
 COMMENT ON FUNCTION pyreplica_wait(text, interval) IS
-'waits until everything that was committed on the master before the call is here, in all tables but those whose copy failed; false: it took too long';
+'waits until everything that was committed on the master before the call is here, in all tables but those whose copy failed, for one replica or all of this database; false: it took too long';
 
 ---------------------------------------------------------------------------
 -- Rights: nothing for everybody; see py_log_grant and pg_monitor

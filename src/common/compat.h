@@ -107,7 +107,7 @@ pyr_init_materialized_srf(FunctionCallInfo fcinfo)
 #define pyr_guc_free(p) free(p)
 #endif
 
-/* MarkGUCPrefixReserved came in 15 */
+/* MarkGUCPrefixReserved came in 15; before, what is misspelt stays */
 #if PG_VERSION_NUM < 150000
 #define MarkGUCPrefixReserved(prefix) EmitWarningsOnPlaceholders(prefix)
 #endif

@@ -99,7 +99,7 @@ static shmem_startup_hook_type prev_shmem_startup_hook = NULL;
 static int
 places_count(void)
 {
-	return max_worker_processes;
+	return Max(max_worker_processes, 1);
 }
 
 static void
@@ -158,13 +158,14 @@ pyr_status_init(void)
 char *
 pyr_status_key(int place)
 {
-	char	   *key = NULL;
+	char		key[NAMEDATALEN];
+	bool		is_used;
 
 	LWLockAcquire(places[place].lock, LW_SHARED);
-	if (places[place].is_used)
-		key = pstrdup(places[place].key);
+	is_used = places[place].is_used;
+	strlcpy(key, places[place].key, sizeof(key));
 	LWLockRelease(places[place].lock);
-	return key;
+	return is_used ? pstrdup(key) : NULL;
 }
 
 /*
@@ -603,15 +604,17 @@ find_places(const char *replica)
 	{
 		ReplicaStatus *place = &places[i];
 		bool		is_shown;
+		bool		is_meant;
 
 		LWLockAcquire(place->lock, LW_SHARED);
 		is_shown = place->is_used && place->replica[0] != '\0';
-		if (is_shown &&
+		is_meant = is_shown &&
 			(replica != NULL ? strcmp(place->replica, replica) == 0
-			 : strcmp(place->database, database) == 0))
-			found = lappend(found, place);
+			 : strcmp(place->database, database) == 0);
 		LWLockRelease(place->lock);
 		has_any |= is_shown;
+		if (is_meant)
+			found = lappend(found, place);
 	}
 	if (found == NIL)
 		ereport(ERROR,
