@@ -15,6 +15,7 @@ use Bench::Report::Drain;
 use Bench::Report::Growth;
 use Bench::Report::Indexes;
 use Bench::Report::Latency;
+use Bench::Report::Replicas;
 use Bench::Rounds;
 use Bench::Stats qw(median spread);
 use List::Util qw(max);
@@ -32,6 +33,7 @@ use POSIX ();
 #   indexes             list, see Bench::Indexes
 #   growth              list, see Bench::Growth
 #   latencies           list, see Bench::Latency
+#   replicas            list, see Bench::Replicas
 sub render ($results, $options)
 {
 	return join("\n",
@@ -45,6 +47,7 @@ sub render ($results, $options)
 		Bench::Report::Growth::backlog_table($results),
 		Bench::Report::Growth::tables_table($results),
 		Bench::Report::Latency::latency_table($results, $options),
+		Bench::Report::Replicas::replicas_table($results),
 		rate_table($results), lag_table($results), bytes_table($results));
 }
 

@@ -185,17 +185,22 @@ sub compare_content ($self, @tables)
 {
 	foreach my $table (@tables)
 	{
-		my ($master, $slave) = map {
-			$_->value(
-				"SELECT count(*) || ' rows, hash '
-				   || coalesce(sum(hashtextextended(t::text, 0)), 0)
-				 FROM $table t")
-		} $self->{master}, $self->{slave};
+		my ($master, $slave) =
+		  map { $_->value(content_query($table)) } $self->{master},
+		  $self->{slave};
 		die $self->title
 		  . ": $table differs: master has $master, slave has $slave\n"
 		  if $master ne $slave;
 	}
 	return;
+}
+
+# What tables with the same rows have in common.
+sub content_query ($table)
+{
+	return "SELECT count(*) || ' rows, hash '
+		  || coalesce(sum(hashtextextended(t::text, 0)), 0)
+		FROM $table t";
 }
 
 1;
