@@ -6,11 +6,11 @@
  * All of them take effect on reload.  They are defined in the order of the
  * README's table and of postgresql.conf.sample.
  *
- * The slave's settings come in sets: pyreplica.<setting> for the replica without
- * a name, and as default of all; pyreplica_<name>.<setting> for a replica with a
- * name.  The variables below are those of the replica that the process is
- * concerned with, see pyr_config_use(); sessions are concerned with none.  Which
- * sets there are is the business of replicas.c.
+ * The slave's settings come in sets: pyreplica.<setting> for the replica
+ * without a name, and as default of all; pyreplica_<name>.<setting> for a
+ * replica with a name.  The variables below are those of the replica that the
+ * process is concerned with, see pyr_config_use(); sessions are concerned with
+ * none.  Which sets there are is the business of replicas.c.
  *
  *-------------------------------------------------------------------------
  */
@@ -525,7 +525,8 @@ pyr_config_use(const PyrConfig *config)
 			case SETTING_INT:
 			case SETTING_ENUM:
 				*(int *) setting->effective =
-					value->number == INHERIT ? inherited->number : value->number;
+					value->number == INHERIT
+					? inherited->number : value->number;
 				break;
 			case SETTING_STRING:
 				*(char **) setting->effective =

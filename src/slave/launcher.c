@@ -106,12 +106,13 @@ complain(Replica *replica, PyrState state, const char *message,
 	if (replica->last_complaint != NULL)
 		pfree(replica->last_complaint);
 	replica->last_complaint = MemoryContextStrdup(TopMemoryContext, message);
-	if (replica->place == NO_PLACE)
-		 /* cannot be shown */ ;
-	else if (state == PYR_STATE_ERROR)
-		pyr_status_error(state, message);
-	else
-		pyr_status_state(state);
+	if (replica->place != NO_PLACE)
+	{
+		if (state == PYR_STATE_ERROR)
+			pyr_status_error(state, message);
+		else
+			pyr_status_state(state);
+	}
 	ereport(LOG,
 			(errmsg("pyreplica%s%s: %s", replica->key[0] != '\0' ? " " : "",
 					replica->key, message),

@@ -6,11 +6,12 @@
  *
  * A replica has a place of its own, with a lock of its own.  The launcher gives
  * places out and takes them back; it, or the worker while there is one, writes;
- * everybody who may reads.  Nothing in here decides anything but pyreplica_wait,
- * which asks workers for one more look at the master and waits for the answers.
+ * everybody who may reads.  Nothing in here decides anything but
+ * pyreplica_wait, which asks workers for one more look at the master and waits
+ * for the answers.
  *
- * There are as many places as the server may have background workers, since more
- * could not run.
+ * There are as many places as the server may have background workers, since
+ * more could not run.
  *
  *-------------------------------------------------------------------------
  */
@@ -715,7 +716,7 @@ pyreplica_wait(PG_FUNCTION_ARGS)
 	PG_RETURN_BOOL(served);
 }
 
-/* whether the current transaction asks the workers of the database for something */
+/* whether the current transaction asks the database's workers for something */
 static bool wakes_at_commit = false;
 static char wakes_database[NAMEDATALEN];
 
@@ -748,8 +749,8 @@ wake_callback(XactEvent event, void *arg pg_attribute_unused())
 }
 
 /*
- * pyreplica_wake() returns void: once the transaction has committed, the workers
- * of this database look at what is asked for in pyreplica_table.
+ * pyreplica_wake() returns void: once the transaction has committed, the
+ * workers of this database look at what is asked for in pyreplica_table.
  */
 Datum
 pyreplica_wake(PG_FUNCTION_ARGS)
@@ -812,7 +813,8 @@ is_verified(ReplicaStatus *place, uint64 number, char *error)
 Datum
 pyreplica_verify_run(PG_FUNCTION_ARGS)
 {
-	ReplicaStatus *place = linitial(find_places(text_to_cstring(PG_GETARG_TEXT_PP(0))));
+	char	   *replica = text_to_cstring(PG_GETARG_TEXT_PP(0));
+	ReplicaStatus *place = linitial(find_places(replica));
 	PyrVerifyRequest request = {0};
 	uint64		number;
 	char		error[ERROR_LEN];

@@ -79,8 +79,7 @@
 /* a prepared transaction's commit wakes nobody */
 #define PREPARED_POLL_MS	1000
 
-/* the replica that this process is the worker of: its name, and its name in the
- * settings */
+/* the name of the replica that this process is the worker of, and in the settings */
 static char *replica;
 static char *key;
 static PyrPosition position;
@@ -141,7 +140,8 @@ reload(void)
 	pyr_tables_retry();
 	pyr_schema_retry();
 
-	if (!pyr_replicas_use(key) || master_conninfo[0] == '\0' || !replica_enabled)
+	if (!pyr_replicas_use(key) || !replica_enabled ||
+		master_conninfo[0] == '\0')
 		proc_exit(0);
 
 	dbname = replica_database[0] != '\0' ? pstrdup(replica_database)

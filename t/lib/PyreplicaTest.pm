@@ -259,13 +259,24 @@ sub set_conf
 	return;
 }
 
+# What a server answers; undefined while it cannot.  (A psql that cannot connect
+# may be gone before it is told what to ask.)
+sub answer_of
+{
+	my ($node, $database, $query) = @_;
+	my ($rc, $value) = eval { $node->psql($database, $query) };
+	die $@ if $@ && $@ !~ /Broken pipe/;
+	return !$@ && $rc == 0 ? $value : undef;
+}
+
 # One thing out of pyreplica_status; undefined while the server cannot tell.
 sub status_value
 {
 	my ($slave, $expression, $database) = @_;
-	my ($rc,    $value, $complaint) = $slave->psql($database // database_of($slave),
+	return answer_of(
+		$slave,
+		$database // database_of($slave),
 		"SELECT $expression FROM pyreplica_status");
-	return $rc == 0 ? $value : undef;
 }
 
 # Until a condition on pyreplica_status is true; says how it is if it never was.
@@ -288,9 +299,8 @@ sub wait_status
 sub replica_value
 {
 	my ($slave, $replica, $expression) = @_;
-	my ($rc, $value) = $slave->psql('postgres',
+	return answer_of($slave, 'postgres',
 		"SELECT $expression FROM pyreplica_status WHERE replica = '$replica'");
-	return $rc == 0 ? $value : undef;
 }
 
 sub wait_replica
