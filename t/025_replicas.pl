@@ -389,6 +389,7 @@ is(pid_of($_), $pid{$_}, "$_ did not notice") for qw(postgres upper);
 # --- The launcher, or the server, starts anew ---
 
 %pid = map { $_ => pid_of($_) } qw(postgres upper lower);
+$here = log_position($slave);
 my $launcher = q(SELECT pid FROM pg_stat_activity WHERE backend_type = 'pyreplica launcher');
 my $launcher_pid = $slave->safe_psql('postgres', $launcher);
 $slave->safe_psql('postgres', "SELECT pg_terminate_backend($launcher_pid)");
@@ -403,7 +404,9 @@ ok(wait_replica($slave, 'lower', q(state = 'disabled')),
 	'finds the workers of the one before');
 set_conf($slave, 'pyreplica_lower.enabled = on');
 ok(wait_replica($slave, 'lower', q(state = 'waiting')), 'and looks after them');
-is(pid_of($_), $pid{$_}, "$_ was not started twice") for qw(postgres upper);
+is(pid_of($_), $pid{$_}, "$_ has its worker still") for qw(postgres upper);
+is(count_log($slave, $here, qr/has a worker already/), 0,
+	'none was started a second time');
 
 insert_everywhere();
 kill('KILL', pid_of('upper'));
