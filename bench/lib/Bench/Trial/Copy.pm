@@ -10,6 +10,7 @@
 #     kills           { master, slave, both }
 #     seconds_down    until the killed servers took connections again
 #     transactions    of the load, about
+#     conflicts       since the last kill
 #     chunks          that were sent in full
 #     chunk_rows      { p50, p99, max }
 #     reading         seconds that the COPY of a chunk took: { p50, p99, max }
@@ -42,6 +43,9 @@ our $SLAVE_WATCH_SECONDS = 0.025;
 
 our $READ_RATIO_MAX = 1.15;
 our $SNAPSHOT_MAX = 0.5;
+
+# Nothing has been copied for so long: it will not be.
+our $STALLED_SECONDS = 180;
 our @VICTIMS = qw(master slave master slave both);
 
 sub run ($trial)
@@ -68,6 +72,8 @@ sub judge ($trial, $undisturbed, $killed)
 		"at most $READ_RATIO_MAX", sub ($ratio) { $ratio <= $READ_RATIO_MAX });
 	foreach my $run ($undisturbed, $killed)
 	{
+		$trial->promise("conflicts, $run->{kind}",
+			$run->{conflicts}, 'none', sub ($count) { $count == 0 });
 		my $limit = longest_chunk($run);
 		$trial->promise(
 			"oldest snapshot, $run->{kind}, s",
@@ -135,8 +141,9 @@ sub measure ($trial, $content, $kind)
 	$pair->wait_all;
 	$run{rows} = Bench::Trial::Set::compare($content, $pair->master, $pair->slave);
 	$run{transactions} = int($load->transactions);
-	$run{rows_copied} =
-	  $pair->slave->value('SELECT sum(rows_copied) FROM pyreplica_tables');
+	$run{rows_copied} = rows_copied($pair);
+	$run{conflicts} =
+	  $pair->slave->value('SELECT conflicts FROM pyreplica_status');
 	describe_reads(\%run, $reads);
 	describe_watches(\%run, $snapshots, $progress);
 	$trial->end_all;
@@ -149,11 +156,18 @@ sub copy ($trial, $pair, $load, $reads, $run)
 	my ($limit, $pause) = @{ $trial->{options} }{qw(limit kill-seconds)};
 	my $deadline = time() + $limit;
 	my $next_kill = time() + $pause;
+	my ($rows, $progressed_at) = (0, time());
 	my @victims;
 	until ($pair->all_copied)
 	{
+		my $rows_now = rows_copied($pair);
+		$progressed_at = time() if $rows_now != $rows;
+		$rows = $rows_now;
 		die "not copied after $limit s:\n" . describe_tables($pair)
 		  if time() > $deadline;
+		die "nothing was copied for $STALLED_SECONDS s:\n"
+		  . describe_tables($pair)
+		  if time() > $progressed_at + $STALLED_SECONDS;
 		sleep $LOOK_SECONDS;
 		$load->check;
 		next unless $run->{kind} eq 'killed' && time() > $next_kill;
@@ -162,6 +176,12 @@ sub copy ($trial, $pair, $load, $reads, $run)
 		$next_kill = time() + $pause * (0.5 + rand);
 	}
 	return;
+}
+
+sub rows_copied ($pair)
+{
+	return $pair->slave->value(
+		'SELECT coalesce(sum(rows_copied), 0) FROM pyreplica_tables');
 }
 
 sub describe_tables ($pair)
@@ -177,8 +197,7 @@ sub kill_and_restart ($pair, $load, $reads, $run, $who)
 {
 	my @clusters = map { $pair->$_ } $who eq 'both' ? qw(master slave) : $who;
 	my $is_master = $who ne 'slave';
-	my $rows =
-	  $pair->slave->value('SELECT sum(rows_copied) FROM pyreplica_tables');
+	my $rows = rows_copied($pair);
 	$reads->prepare;
 	my $begin = time();
 	my $look = sub { $reads->look };
@@ -196,7 +215,7 @@ sub kill_and_restart ($pair, $load, $reads, $run, $who)
 	$load->resume if $is_master;
 	progress('copy', "killed $who",
 		sprintf('back after %.1f s', time() - $begin),
-		($rows // 0) . ' rows copied before');
+		"$rows rows copied before");
 	return;
 }
 

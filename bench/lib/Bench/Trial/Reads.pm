@@ -5,7 +5,7 @@
 # A master that is killed forgets; so it is asked right before.  To be quick
 # then, texts are not read at that moment: whatever has a text that was not there
 # some milliseconds earlier is a COPY, or has no rows.  What is sent between
-# that look and the kill is not counted; the gaps' seconds tell how much that
+# that look and the kill is not counted; how long looks took tells how much that
 # can be.
 
 package Bench::Trial::Reads;
@@ -15,7 +15,7 @@ use warnings;
 use feature 'signatures';
 no warnings 'experimental::signatures';
 
-use List::Util qw(sum0);
+use List::Util qw(max min sum0);
 use Time::HiRes qw(time);
 
 our $ROLE = 'pyreplica';
@@ -36,7 +36,7 @@ sub new ($class, $master)
 		master => $master,
 		ended => 0,
 		interrupted => 0,
-		gap_seconds => 0,
+		gaps => [],
 		chunks => [],
 	}, $class;
 	$self->connect;
@@ -77,7 +77,7 @@ sub look ($self)
 				 (SELECT coalesce(sum(tuples_processed), 0)
 					FROM pg_stat_progress_copy WHERE command = 'COPY TO')},
 		undef, $ROLE, $self->{others});
-	$self->{gap_seconds} += time() - $begin;
+	push @{ $self->{gaps} }, time() - $begin;
 	return;
 }
 
@@ -103,6 +103,7 @@ sub finish ($self)
 {
 	$self->prepare;
 	$self->look;
+	pop @{ $self->{gaps} };
 	$self->keep;
 	return;
 }
@@ -113,12 +114,15 @@ sub rows ($self)
 	return $self->{ended} + $self->{interrupted};
 }
 
-# What it may be more: as if nothing but reading had been done in the gaps.
+# What it may be more: as if nothing but reading had been done in the gaps, but
+# not beyond the end of a chunk.
 sub uncounted ($self)
 {
 	my $seconds = sum0(map { $_->{seconds} * $_->{calls} } $self->chunks);
 	return 0 if $seconds == 0;
-	return int($self->{gap_seconds} * $self->{ended} / $seconds);
+	my $rate = $self->{ended} / $seconds;
+	my $chunk = max(map { $_->{rows} } $self->chunks);
+	return int(sum0(map { min($_ * $rate, $chunk) } @{ $self->{gaps} }));
 }
 
 # Those that were sent in full: { rows, calls, seconds }
