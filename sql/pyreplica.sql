@@ -456,14 +456,18 @@ COMMENT ON FUNCTION py_log_drop_tg(text) IS
 -- that its arguments name, or else the primary key.
 CREATE FUNCTION py_log_key(trigger oid)
 RETURNS text[]
-LANGUAGE sql STABLE STRICT
+LANGUAGE plpgsql STABLE STRICT
 SET search_path = pg_catalog, pg_temp
 AS $$
+#variable_conflict use_column
+BEGIN
+	RETURN (
 	SELECT CASE WHEN o.key <@ (SELECT array_agg(c.attname::text) FROM pg_attribute c
 								WHERE c.attrelid = t.tgrelid AND c.attnum > 0 AND NOT c.attisdropped)
 		   THEN o.key ELSE @extschema@.py_log_primary_key(t.tgrelid) END
 	  FROM pg_trigger t, @extschema@.py_log_options(t.oid) o
-	 WHERE t.oid = trigger
+	 WHERE t.oid = trigger);
+END
 $$;
 
 CREATE VIEW py_log_tables AS
@@ -484,9 +488,12 @@ COMMENT ON VIEW py_log_tables IS
 -- they do if this is the same text on both.  NULL: nobody can tell.
 CREATE FUNCTION py_log_order(value_type oid, value_collation oid)
 RETURNS text
-LANGUAGE sql STABLE
+LANGUAGE plpgsql STABLE
 SET search_path = pg_catalog, pg_temp
 AS $$
+#variable_conflict use_column
+BEGIN
+	RETURN (
 	WITH t AS (
 		SELECT CASE WHEN b.typtype = 'd' THEN b.typbasetype ELSE b.oid END::regtype AS base
 		  FROM pg_type b WHERE b.oid = value_type),
@@ -518,18 +525,24 @@ AS $$
 							   ELSE provider || ' ' || locale || ' ' || version END ||
 					' ' || getdatabaseencoding() FROM v)
 		END
-	  FROM t
+	  FROM t);
+END
 $$;
 
 -- What a slave must know of a table to copy it; no row: it has no log trigger.
+-- It is asked for with each chunk, so this and what it calls are in PL/pgSQL, which
+-- keeps plans.
 -- A key can be divided into ranges only if no two rows have the same one.
 CREATE FUNCTION py_log_describe(schemaname text, tablename text,
 	OUT key text[], OUT key_types text[], OUT key_orders text[],
 	OUT columns text[], OUT types oid[], OUT row_filter text)
 RETURNS SETOF record
-LANGUAGE sql STABLE STRICT
+LANGUAGE plpgsql STABLE STRICT
 SET search_path = pg_catalog, pg_temp
 AS $$
+#variable_conflict use_column
+BEGIN
+	RETURN QUERY
 	SELECT k.key,
 		   (SELECT array_agg(format_type(a.atttypid, a.atttypmod) ORDER BY u.n)
 			  FROM unnest(k.key) WITH ORDINALITY AS u(name, n)
@@ -561,7 +574,8 @@ AS $$
 				 FROM (SELECT @extschema@.py_log_key(l.trigger) AS key) n) k
 	 WHERE l.schemaname = py_log_describe.schemaname
 	   AND l.tablename = py_log_describe.tablename
-	 LIMIT 1
+	 LIMIT 1;
+END
 $$;
 
 ---------------------------------------------------------------------------
