@@ -45,6 +45,7 @@ OBJS = \
 	src/slave/child.o \
 	src/slave/dump.o \
 	src/slave/schema.o \
+	src/slave/copyworker.o \
 	src/slave/verify.o \
 	src/slave/merge.o \
 	src/slave/target.o \

@@ -24,9 +24,14 @@
  * connection that serves this replica, see py_log_attach in the SQL script.
  *
  * The SQL script repeats these numbers.
+ *
+ * On the slave, (PYR_LOCK_COPY, hash of the replica's name), of a kind that has
+ * no name in SQL: held in share mode by processes that copy for the replica's
+ * worker, see slave/copyworker.c.
  */
 #define PYR_LOCK_CLASS		1887007333	/* 'pyre' */
 #define PYR_LOCK_SLEEP		1
 #define PYR_LOCK_SLAVE		1887007347	/* 'pyrs' */
+#define PYR_LOCK_COPY		1887007331	/* 'pyrc' */
 
 #endif							/* PYREPLICA_H */

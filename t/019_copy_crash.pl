@@ -71,27 +71,32 @@ log_table($master, @tables);
 my $script = PostgreSQL::Test::Utils::tempdir() . '/happen.sql';
 append_to_file($script, "SELECT happen() FROM generate_series(1, 3);\n");
 
+# one of the processes that copy beside the worker
+my $copier = q(SELECT pid FROM pg_stat_activity
+	WHERE backend_type = 'pyreplica copy worker' ORDER BY random() LIMIT 1);
+
 my $slave;
 foreach my $round (1 .. $rounds)
 {
 	$slave = new_slave(
 		$master, "slave$round",
 		copy => 1,
-		conf => "restart_after_crash = on\nlog_statement = none\npyreplica.database = 'postgres'\n");
+		conf => "restart_after_crash = on\nlog_statement = none\npyreplica.database = 'postgres'\npyreplica.copy_workers = 2\n");
 	$slave->safe_psql('postgres', $schema);
 	my $load = start_looping($master, 'pgbench', '-n', '-c', 3, '-T', 60,
 		'-f', $script);
 
 	my %kill = (
 		worker => sub { status_value($slave, 'pid') },
+		copier => sub { $slave->safe_psql('postgres', $copier) },
 		reader => sub { master_pid($master) });
-	foreach my $who (sort { rand() <=> 0.5 } qw(worker reader worker reader))
+	foreach my $who (sort { rand() <=> 0.5 } qw(worker copier reader worker copier reader))
 	{
 		usleep(int(rand(400_000)));
 		my $pid = eval { $kill{$who}->() } or next;
 		note("killing the $who");
 		kill('KILL', $pid);
-		my $node = $who eq 'worker' ? $slave : $master;
+		my $node = $who eq 'reader' ? $master : $slave;
 		$node->poll_query_until('postgres', 'SELECT true');
 	}
 	$slave->poll_query_until('postgres',

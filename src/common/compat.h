@@ -198,6 +198,16 @@ typedef CopyState CopyFromState;
 	GenerationContextCreate(parent, name, ALLOCSET_DEFAULT_MAXSIZE / 32)
 #endif
 
+/* 15 added force_flush */
+#include "storage/shm_mq.h"
+#if PG_VERSION_NUM >= 150000
+#define pyr_mq_send(queue, len, data, nowait) \
+	shm_mq_send(queue, len, data, nowait, true)
+#else
+#define pyr_mq_send(queue, len, data, nowait) \
+	shm_mq_send(queue, len, data, nowait)
+#endif
+
 /* 18 added logLockFailure */
 #if PG_VERSION_NUM >= 180000
 #define pyr_lock_try(tag, mode) \

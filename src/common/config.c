@@ -53,6 +53,13 @@ bool		copy_data = true;
 bool		copy_schema = false;
 
 /*
+ * Slave: how many processes beside the worker copy tables, each one at a time;
+ * they are background workers that live as long as they have something to do.
+ * 0: the worker copies alone.
+ */
+int			copy_workers = 1;
+
+/*
  * Slave: compare all tables with the master this often, in the background; 0:
  * never.
  */
@@ -224,6 +231,11 @@ static const Setting settings[] = {
 	BOOL_SETTING("copy_schema", copy_schema, false,
 				 "Creates what is missing on the slave from the master's definitions.",
 				 "They are carried out with the rights of the database's owner."),
+
+	INT_SETTING("copy_workers", copy_workers,
+				1, 0, PYR_COPY_WORKERS_MAX, 0,
+				"Processes beside the worker that copy tables.",
+				"0: the worker copies alone, one table after the other."),
 
 	INT_SETTING("verify_interval", verify_interval_s,
 				0, 0, INT_MAX / 1000, GUC_UNIT_S,

@@ -14,6 +14,9 @@ typedef enum PyrApplyMode
 	PYR_APPLY_STRICT			/* one change at a time, in order */
 } PyrApplyMode;
 
+/* most that pyreplica.copy_workers can be */
+#define PYR_COPY_WORKERS_MAX	16
+
 /* master */
 extern int	capture_memory_kb;
 extern int	log_rotate_size_kb;
@@ -25,6 +28,7 @@ extern char *replica_database;
 extern bool replica_enabled;
 extern bool copy_data;
 extern bool copy_schema;
+extern int	copy_workers;
 extern int	verify_interval_s;
 extern int	keepalive_ms;
 extern int	window_memory_kb;

@@ -559,6 +559,22 @@ remote_pump(PyrRemote *remote)
 	}
 }
 
+static bool
+remote_wait_answer(PyrRemote *remote)
+{
+	int			unsent;
+
+	if (!remote->is_under_way || remote->is_lost)
+		return false;
+	unsent = PQflush(remote->conn);
+	if (unsent < 0)
+		return false;
+	(void) wait_for(remote,
+					WL_SOCKET_READABLE | (unsent > 0 ? WL_SOCKET_WRITEABLE : 0),
+					-1);
+	return true;
+}
+
 /*
  * Waits until there is more to take in, or what is still to be sent can be.
  */
@@ -747,6 +763,7 @@ static const PyrRemoteFunctions functions = {
 	.start = remote_start,
 	.start_script = remote_start_script,
 	.pump = remote_pump,
+	.wait_answer = remote_wait_answer,
 	.finish = remote_finish,
 	.environment = remote_environment,
 	.wait = remote_wait,

@@ -25,14 +25,11 @@
 #include "postgres.h"
 
 #include "catalog/pg_class.h"
-#include "commands/trigger.h"
 #include "common/config.h"
 #include "common/decode.h"
 #include "common/render.h"
 #include "mb/pg_wchar.h"
 #include "miscadmin.h"
-#include "nodes/makefuncs.h"
-#include "nodes/parsenodes.h"
 #include "pgstat.h"
 #include "slave/apply.h"
 #include "slave/collision.h"
@@ -614,22 +611,6 @@ apply_transaction(ApplyState *state)
 }
 
 /*
- * Constraint triggers that fire in a replica do so at once.  (Deferred, they
- * would fire with our rights, which the server does not allow.  Deferrable keys
- * are not looked at in a replica, which is just as well: the master may have
- * swapped them within a transaction.)
- */
-static void
-make_constraints_immediate(void)
-{
-	ConstraintsSetStmt *stmt = makeNode(ConstraintsSetStmt);
-
-	stmt->constraints = NIL;
-	stmt->deferred = false;
-	AfterTriggerSetState(stmt);
-}
-
-/*
  * Applies all transactions of the window.  False: not in sets.
  */
 static bool
@@ -703,6 +684,7 @@ pyr_apply_window(const char *replica, PyrWindow *window, int encoding,
 {
 	ApplyState	state = {0};
 	ErrorContextCallback callback;
+	PyrSupplement *supplement = pyr_window_supplement(window);
 
 	state.replica = replica;
 	state.encoding = encoding;
@@ -725,7 +707,7 @@ pyr_apply_window(const char *replica, PyrWindow *window, int encoding,
 	callback.previous = error_context_stack;
 	error_context_stack = &callback;
 
-	make_constraints_immediate();
+	pyr_local_constraints_immediate();
 	if (apply_mode == PYR_APPLY_STRICT || log_statements ||
 		pyr_window_bytes(window) < SMALL_WINDOW_BYTES ||
 		!apply_in_sets(&state))
@@ -733,9 +715,8 @@ pyr_apply_window(const char *replica, PyrWindow *window, int encoding,
 
 	error_context_stack = callback.previous;
 	report_conflicts(&state);
-	if (pyr_window_supplement(window) != NULL)
-		pyr_window_supplement(window)->apply(pyr_window_supplement(window),
-											 pyr_window_fetch_pump);
+	if (supplement != NULL)
+		supplement->apply(supplement, pyr_window_fetch_pump);
 
 	pyr_position_advance(position, pyr_window_snapshot(window),
 						 pyr_window_wal(window));
@@ -748,6 +729,8 @@ pyr_apply_window(const char *replica, PyrWindow *window, int encoding,
 	if (!pyr_window_is_empty(window) || position->stored == NULL)
 		pyr_position_store(replica, position);
 	pyr_local_commit_transaction();
+	if (supplement != NULL && supplement->settle != NULL)
+		supplement->settle(supplement);
 
 	return state.applied;
 }

@@ -28,6 +28,13 @@
  * from how long the ones before took: changes of other tables must not wait
  * long.
  *
+ * Several tables are copied at a time if there are copy workers: then their chunks
+ * are read together, and all but one are written by copy workers at the same
+ * time (copyworker.c).  This is for tables that are empty at first; those that
+ * are copied over what is there the worker copies itself, as it does with the
+ * first chunk of each table, which is small.  What a table looks like is asked
+ * for before one is finished, so that nobody has to wait.
+ *
  *-------------------------------------------------------------------------
  */
 #include "postgres.h"
@@ -49,6 +56,7 @@
 #include "nodes/makefuncs.h"
 #include "parser/parse_relation.h"
 #include "slave/copy.h"
+#include "slave/copyworker.h"
 #include "slave/local.h"
 #include "slave/mend.h"
 #include "slave/target.h"
@@ -67,22 +75,16 @@
 #define CHUNK_ROWS_MIN	100
 #define CHUNK_ROWS_MAX	1000000
 
+/*
+ * So many tables are looked after at a time; it is known what they look like when
+ * their turn comes.
+ */
+#define TABLES_IN_HAND	20
+
 /* what COPY begins with in binary: a signature, flags, and an empty extension */
 static const char binary_header[] = "PGCOPY\n\377\r\n\0" "\0\0\0\0" "\0\0\0\0";
 #define BINARY_HEADER_BYTES	19
 #define BINARY_TRAILER_BYTES 2
-
-/* the table being copied */
-typedef struct Copy
-{
-	PyrTable   *table;
-	PyrLayout  *layout;
-	int64		chunk_rows;
-
-	/* the chunk that has come, and is being applied or will be */
-	char	  **last;			/* its last row's key; NULL: it has no row */
-	bool		is_last;		/* it is the table's last one */
-} Copy;
 
 typedef enum AskKind
 {
@@ -99,16 +101,70 @@ typedef struct Ask
 	int			nafter;
 	char	  **after;			/* rows past this key; NULL: from the first */
 	int64		limit;
+	bool		is_for_other;	/* a copy worker should write it */
+
+	/* of a chunk that has come */
+	char	  **last;			/* its last row's key; NULL: it has no row, or
+								 * nobody has looked */
+	bool		is_last;		/* it is the table's last one */
+	PyrCopyWorker *worker;		/* who writes it; NULL: we do */
 } Ask;
 
-static Copy *copy = NULL;
+/* a table being copied, or about to be */
+typedef struct Copy
+{
+	PyrTable   *table;
+	PyrLayout  *layout;			/* NULL: the master is to tell */
+	int64		chunk_rows;
+	Ask		   *coming;			/* what has come for it, and is being applied or
+								 * will be */
+} Copy;
+
+/* those being copied come first */
+static List *copies = NIL;
+
+/* tables to be asked for one at a time, to see which of them the master refuses */
+static List *suspects = NIL;
+
+static Copy *
+find_copy(PyrTable *table)
+{
+	ListCell   *cell;
+
+	foreach(cell, copies)
+	{
+		Copy	   *copy = lfirst(cell);
+
+		if (copy->table == table)
+			return copy;
+	}
+	return NULL;
+}
+
+static Copy *
+add_copy(PyrTable *table)
+{
+	MemoryContext oldcontext = MemoryContextSwitchTo(TopMemoryContext);
+	Copy	   *copy = palloc0(sizeof(Copy));
+
+	copy->table = table;
+	copy->chunk_rows = CHUNK_ROWS_FIRST;
+	copies = lappend(copies, copy);
+	MemoryContextSwitchTo(oldcontext);
+	return copy;
+}
 
 static void
-end_copy(void)
+end_copy(PyrTable *table)
 {
-	if (copy != NULL)
+	Copy	   *copy = find_copy(table);
+
+	if (copy == NULL)
+		return;
+	copies = list_delete_ptr(copies, copy);
+	if (copy->layout != NULL)
 		pyr_layout_free(copy->layout);
-	copy = NULL;
+	pfree(copy);
 }
 
 /*
@@ -118,7 +174,7 @@ bool
 pyr_copy_is_due(void)
 {
 	return pyr_tables_list_is_due() ||
-		pyr_tables_next() != NULL;
+		pyr_tables_next(NIL) != NULL;
 }
 
 /*
@@ -188,22 +244,23 @@ check_empty(PyrLayout *layout)
 }
 
 /*
- * Begins to copy the table, or goes on after a restart.
+ * The master has told what the table looks like.
  */
 static void
-begin_copy(PyrTable *table, char **row)
+take_description(Copy *copy, char **row)
 {
-	PyrLayout  *layout;
+	if (copy->layout != NULL)
+		pyr_layout_free(copy->layout);
+	copy->layout = NULL;
+	copy->layout = pyr_layout_create(copy->table, row);
+}
 
-	end_copy();
-	layout = pyr_layout_create(table, row);
-	copy = MemoryContextAllocZero(layout->context, sizeof(Copy));
-	copy->table = table;
-	copy->layout = layout;
-	copy->chunk_rows = CHUNK_ROWS_FIRST;
-
-	if (table->state != PYR_TABLE_WAITING)
-		return;
+/*
+ * The first rows have come.
+ */
+static void
+begin_table(PyrTable *table, PyrLayout *layout)
+{
 	if (!table->is_resync)
 		check_empty(layout);
 	pyr_table_set_state(table, PYR_TABLE_COPYING);
@@ -220,7 +277,8 @@ begin_copy(PyrTable *table, char **row)
 /* what CopyFrom reads; its callback has no argument */
 static struct
 {
-	PyrSupplement *supplement;
+	PyrCopyNext next;			/* NULL: there is no more */
+	void	   *arg;
 	const char *data;
 	size_t		left;
 	void		(*between) (void);
@@ -244,12 +302,12 @@ read_source(void *out, int minread pg_attribute_unused(), int maxread)
 			nread += n;
 			continue;
 		}
-		if (source.supplement == NULL)
+		if (source.next == NULL)
 			break;
 		source.between();
 		CHECK_FOR_INTERRUPTS();
-		if (!pyr_supplement_next(source.supplement, &source.data, &source.left))
-			source.supplement = NULL;
+		if (!source.next(source.arg, &source.data, &source.left))
+			source.next = NULL;
 	}
 	return nread;
 }
@@ -277,10 +335,10 @@ begin_copy_from(Relation rel, PyrLayout *layout)
  * is one for the end.
  */
 static int64
-chunk_nrows(PyrSupplement *supplement)
+chunk_nrows(PyrSupplement *supplement, PyrLayout *layout)
 {
 	return supplement->nmessages -
-		(copy->layout->is_binary && supplement->nmessages > 0 ? 1 : 0);
+		(layout->is_binary && supplement->nmessages > 0 ? 1 : 0);
 }
 
 /*
@@ -288,34 +346,34 @@ chunk_nrows(PyrSupplement *supplement)
  * stream that has nothing but this row.
  */
 static char **
-read_last_key(PyrSupplement *supplement)
+read_last_key(PyrSupplement *supplement, PyrLayout *layout)
 {
 	StringInfoData stream;
-	StringInfo	row = &supplement->last[copy->layout->is_binary ? 1 : 0];
-	Relation	rel = table_open(copy->layout->relid, AccessShareLock);
+	StringInfo	row = &supplement->last[layout->is_binary ? 1 : 0];
+	Relation	rel = table_open(layout->relid, AccessShareLock);
 	TupleDesc	desc = RelationGetDescr(rel);
 	ExprContext *econtext = CreateStandaloneExprContext();
 	Datum	   *values = palloc(desc->natts * sizeof(Datum));
 	bool	   *isnull = palloc(desc->natts * sizeof(bool));
-	char	  **key = palloc(copy->layout->nkey * sizeof(char *));
+	char	  **key = palloc(layout->nkey * sizeof(char *));
 	CopyFromState state;
 
 	initStringInfo(&stream);
-	if (copy->layout->is_binary && chunk_nrows(supplement) > 1)
+	if (layout->is_binary && chunk_nrows(supplement, layout) > 1)
 		appendBinaryStringInfo(&stream, binary_header, BINARY_HEADER_BYTES);
 	appendBinaryStringInfo(&stream, row->data, row->len);
-	if (copy->layout->is_binary)
+	if (layout->is_binary)
 		appendBinaryStringInfo(&stream, "\377\377", BINARY_TRAILER_BYTES);
-	source.supplement = NULL;
+	source.next = NULL;
 	source.data = stream.data;
 	source.left = stream.len;
 
-	state = begin_copy_from(rel, copy->layout);
+	state = begin_copy_from(rel, layout);
 	if (!NextCopyFrom(state, econtext, values, isnull))
 		elog(ERROR, "the last row of a chunk cannot be read");
-	for (int i = 0; i < copy->layout->nkey; i++)
+	for (int i = 0; i < layout->nkey; i++)
 	{
-		AttrNumber	attnum = copy->layout->key_attnums[i];
+		AttrNumber	attnum = layout->key_attnums[i];
 		Oid			output;
 		bool		is_varlena;
 
@@ -332,23 +390,23 @@ read_last_key(PyrSupplement *supplement)
 }
 
 /*
- * The same, in the layout's memory.  Reading values can run code of the table's
- * owner.
+ * The same, in the supplement's memory.  Reading values can run code of the
+ * table's owner.
  */
 static char **
-last_key(PyrSupplement *supplement)
+last_key(PyrSupplement *supplement, PyrLayout *layout)
 {
-	PyrIdentity before = pyr_local_become(pyr_layout_owner(copy->layout));
+	PyrIdentity before = pyr_local_become(pyr_layout_owner(layout));
 	MemoryContext context = AllocSetContextCreate(CurrentMemoryContext,
 												  "pyreplica last key",
 												  ALLOCSET_SMALL_SIZES);
 	MemoryContext oldcontext = MemoryContextSwitchTo(context);
-	char	  **read = read_last_key(supplement);
+	char	  **read = read_last_key(supplement, layout);
 	char	  **key;
 
-	MemoryContextSwitchTo(copy->layout->context);
-	key = palloc(copy->layout->nkey * sizeof(char *));
-	for (int i = 0; i < copy->layout->nkey; i++)
+	MemoryContextSwitchTo(supplement->context);
+	key = palloc(layout->nkey * sizeof(char *));
+	for (int i = 0; i < layout->nkey; i++)
 		key[i] = pstrdup(read[i]);
 	MemoryContextSwitchTo(oldcontext);
 	MemoryContextDelete(context);
@@ -361,14 +419,13 @@ last_key(PyrSupplement *supplement)
  * not changed meanwhile.
  */
 static bool
-is_next_chunk(PyrSupplement *supplement)
+is_next_chunk(PyrSupplement *supplement, Copy *copy)
 {
 	Ask		   *ask = supplement->what;
 	PyrTable   *table = ask->table;
 
-	if (ask->kind != ASK_ROWS || copy == NULL || copy->table != table ||
-		table->state != PYR_TABLE_COPYING || supplement->rows == NIL ||
-		ask->nafter != table->nbookmark)
+	if (ask->kind != ASK_ROWS || copy == NULL || copy->layout == NULL ||
+		supplement->rows == NIL || ask->nafter != table->nbookmark)
 		return false;
 	for (int i = 0; i < ask->nafter; i++)
 	{
@@ -379,29 +436,32 @@ is_next_chunk(PyrSupplement *supplement)
 }
 
 /*
- * A chunk has come: finds out where it ends, so that the next one can be asked
- * for while it is applied.  False: that cannot be done.  In a transaction of
- * its own.
+ * Finds out where the chunk ends.
  */
-static bool
-look_ahead(PyrSupplement *supplement)
+static void
+find_end(PyrSupplement *supplement, PyrLayout *layout)
 {
 	Ask		   *ask = supplement->what;
-	MemoryContext context = CurrentMemoryContext;
-	volatile bool is_good = true;
 
-	if (copy == NULL || !is_next_chunk(supplement))
-		return false;
-	copy->last = NULL;
-	copy->is_last = !copy->layout->is_sorted ||
-		chunk_nrows(supplement) < ask->limit;
-	if (copy->is_last)
-		return true;
+	ask->is_last = !layout->is_sorted ||
+		chunk_nrows(supplement, layout) < ask->limit;
+	if (!ask->is_last && ask->last == NULL)
+		ask->last = last_key(supplement, layout);
+}
+
+/*
+ * The same, so that more can be asked for before the chunk is applied.  In a
+ * transaction of its own.
+ */
+static void
+find_end_early(PyrSupplement *supplement, PyrLayout *layout)
+{
+	MemoryContext context = CurrentMemoryContext;
 
 	PG_TRY();
 	{
 		pyr_local_begin_transaction();
-		copy->last = last_key(supplement);
+		find_end(supplement, layout);
 		pyr_local_commit_transaction();
 	}
 	PG_CATCH();
@@ -409,21 +469,58 @@ look_ahead(PyrSupplement *supplement)
 		/* it will be met again when the chunk is applied, and told then */
 		AbortCurrentTransaction();
 		FlushErrorState();
-		copy->last = NULL;
-		is_good = false;
 	}
 	PG_END_TRY();
 	MemoryContextSwitchTo(context);
-	return is_good;
 }
 
 /*
- * Writes the rows that came into the table, or makes those of the range equal to
- * them.
+ * Whether the next rows of the table can be asked for: not as long as it is not
+ * known what came last, or if that was the end.
  */
-void
-pyr_copy_range(PyrLayout *layout, PyrSupplement *supplement, PyrCopyMode mode,
-			   char **after, char **upto, void (*between) (void))
+static bool
+can_go_on(Copy *copy)
+{
+	if (copy->coming != NULL)
+		return copy->coming->last != NULL;
+	return copy->layout != NULL;
+}
+
+/*
+ * What has come is about to be applied: whether there is something to be asked
+ * for meanwhile.
+ */
+static bool
+look_ahead(PyrSupplement *first)
+{
+	ListCell   *cell;
+
+	for (PyrSupplement *supplement = first; supplement != NULL;
+		 supplement = supplement->next)
+	{
+		Ask		   *ask = supplement->what;
+		Copy	   *copy = ask->table ? find_copy(ask->table) : NULL;
+
+		if (copy == NULL)
+			continue;
+		copy->coming = ask;
+		if (is_next_chunk(supplement, copy))
+			find_end_early(supplement, copy->layout);
+	}
+	foreach(cell, copies)
+	{
+		if (can_go_on(lfirst(cell)))
+			return true;
+	}
+	return false;
+}
+
+/*
+ * Writes rows into the table, or makes those of the range equal to them.
+ */
+static void
+write_rows(PyrLayout *layout, PyrCopyNext next, void *arg, PyrCopyMode mode,
+		   char **after, char **upto, void (*between) (void))
 {
 	PyrIdentity before = pyr_local_become(pyr_layout_owner(layout));
 	int			role = SessionReplicationRole;
@@ -436,7 +533,8 @@ pyr_copy_range(PyrLayout *layout, PyrSupplement *supplement, PyrCopyMode mode,
 	PG_TRY();
 	{
 		rel = table_open(layout->relid, RowExclusiveLock);
-		source.supplement = supplement;
+		source.next = next;
+		source.arg = arg;
 		source.data = NULL;
 		source.left = 0;
 		source.between = between;
@@ -459,22 +557,60 @@ pyr_copy_range(PyrLayout *layout, PyrSupplement *supplement, PyrCopyMode mode,
 }
 
 /*
+ * Writes rows into the table.
+ */
+void
+pyr_copy_write(PyrLayout *layout, PyrCopyNext next, void *arg,
+			   void (*between) (void))
+{
+	write_rows(layout, next, arg, PYR_COPY_NEW, NULL, NULL, between);
+}
+
+/* a PyrCopyNext */
+static bool
+next_of_supplement(void *arg, const char **data, size_t *len)
+{
+	return pyr_supplement_next(arg, data, len);
+}
+
+/*
+ * Writes the rows that came into the table, or makes those of the range equal to
+ * them.
+ */
+void
+pyr_copy_range(PyrLayout *layout, PyrSupplement *supplement, PyrCopyMode mode,
+			   char **after, char **upto, void (*between) (void))
+{
+	write_rows(layout, next_of_supplement, supplement, mode, after, upto,
+			   between);
+}
+
+/*
  * The next chunks should take as long as they may.
  */
 static void
-adapt_chunk(int64 nrows, TimestampTz begin)
+adapt_chunk(Copy *copy, int64 nrows, long ms)
 {
-	long		ms = TimestampDifferenceMilliseconds(begin, GetCurrentTimestamp());
 	double		factor = (double) CHUNK_MS / Max(ms, 1);
 
-	factor = Max(Min(factor, 4.0), 0.25);
+	factor = Max(Min(factor, 16.0), 0.25);
 	copy->chunk_rows = Max(Min((int64) (nrows * factor), CHUNK_ROWS_MAX),
 						   CHUNK_ROWS_MIN);
 }
 
+/*
+ * The chunk is here: moves the table on, or finishes it.
+ */
 static void
-finish_table(PyrTable *table)
+advance(PyrTable *table, Ask *ask, int64 nrows)
 {
+	table->rows_copied += nrows;
+	pyr_table_clear_error(table);
+	if (!ask->is_last)
+	{
+		pyr_table_set_bookmark(table, ask->last, find_copy(table)->layout->nkey);
+		return;
+	}
 	pyr_table_set_state(table, PYR_TABLE_READY);
 	table->is_resync = false;
 	table->finished_at = GetCurrentTimestamp();
@@ -489,28 +625,47 @@ finish_table(PyrTable *table)
 }
 
 static void
-apply_chunk(PyrSupplement *supplement, void (*between) (void))
+apply_chunk(PyrSupplement *supplement, Copy *copy, void (*between) (void))
 {
 	Ask		   *ask = supplement->what;
 	PyrTable   *table = copy->table;
 	TimestampTz begin = GetCurrentTimestamp();
-	int64		nrows = chunk_nrows(supplement);
+	int64		nrows = chunk_nrows(supplement, copy->layout);
 
-	if (!copy->is_last && copy->last == NULL)
-		copy->last = last_key(supplement);
+	if (table->state == PYR_TABLE_WAITING)
+		begin_table(table, copy->layout);
+	find_end(supplement, copy->layout);
 	pyr_copy_range(copy->layout, supplement,
 				   table->is_resync ? PYR_COPY_RESYNC : PYR_COPY_NEW, ask->after,
-				   copy->is_last ? NULL : copy->last, between);
-	table->rows_copied += nrows;
-	pyr_table_clear_error(table);
-	if (copy->is_last)
-		finish_table(table);
-	else
-		pyr_table_set_bookmark(table, copy->last, copy->layout->nkey);
+				   ask->is_last ? NULL : ask->last, between);
+	advance(table, ask, nrows);
 	pyr_table_store(table);
-	adapt_chunk(nrows, begin);
-	if (table->state == PYR_TABLE_READY)
-		end_copy();
+	adapt_chunk(copy, nrows,
+				TimestampDifferenceMilliseconds(begin, GetCurrentTimestamp()));
+}
+
+/*
+ * Has a copy worker write the chunk.  False: that cannot be done, or is not worth
+ * it.
+ */
+static bool
+hand_over(PyrSupplement *supplement)
+{
+	Ask		   *ask = supplement->what;
+	Copy	   *copy = ask->table ? find_copy(ask->table) : NULL;
+	PyrTable	after;
+
+	if (!ask->is_for_other || !is_next_chunk(supplement, copy) ||
+		ask->table->state != PYR_TABLE_COPYING || ask->table->is_resync ||
+		(ask->last == NULL && !ask->is_last))
+		return false;
+	after = *ask->table;
+	after.rows_copied += chunk_nrows(supplement, copy->layout);
+	after.state = ask->is_last ? PYR_TABLE_READY : PYR_TABLE_COPYING;
+	after.bookmark = ask->last;
+	after.nbookmark = ask->is_last ? 0 : copy->layout->nkey;
+	ask->worker = pyr_copyworker_begin(copy->layout, &after, supplement);
+	return ask->worker != NULL;
 }
 
 /*
@@ -520,20 +675,25 @@ static void
 apply_supplement(PyrSupplement *supplement, void (*between) (void))
 {
 	Ask		   *ask = supplement->what;
+	Copy	   *copy;
 
 	if (ask->kind == ASK_LIST)
+	{
 		pyr_tables_take_list(supplement->rows);
-	else if (ask->table->state != PYR_TABLE_WAITING &&
-			 ask->table->state != PYR_TABLE_COPYING)
+		return;
+	}
+	copy = find_copy(ask->table);
+	if (copy == NULL ||
+		(ask->table->state != PYR_TABLE_WAITING &&
+		 ask->table->state != PYR_TABLE_COPYING))
 		return;
 	else if (ask->table->retry_at > GetCurrentTimestamp())
 		return;					/* it was asked for before it failed */
 	else if (supplement->rows == NIL)
-		pyr_tables_want_list();	/* it has no log trigger any more */
-	else if (is_next_chunk(supplement))
-		apply_chunk(supplement, between);
-	else if (ask->kind == ASK_DESCRIPTION ||
-			 copy == NULL || copy->table != ask->table ||
+		pyr_tables_want_list(); /* it has no log trigger any more */
+	else if (is_next_chunk(supplement, copy))
+		apply_chunk(supplement, copy, between);
+	else if (copy->layout == NULL ||
 			 !pyr_layout_is_same(copy->layout, linitial(supplement->rows)))
 	{
 		if (copy_schema && ask->table->state == PYR_TABLE_WAITING &&
@@ -543,8 +703,7 @@ apply_supplement(PyrSupplement *supplement, void (*between) (void))
 			pyr_table_set_missing(ask->table, true);
 			return;
 		}
-		begin_copy(ask->table, linitial(supplement->rows));
-		pyr_table_store(ask->table);
+		take_description(copy, linitial(supplement->rows));
 	}
 }
 
@@ -565,12 +724,10 @@ attempt_supplement(void *arg)
 }
 
 /*
- * Takes in what came with a window whose changes have just been applied, in the
- * same transaction.  If that fails because of the table, the table alone
- * suffers.
+ * The same.  If that fails because of the table, the table alone suffers.
  */
 static void
-apply(PyrSupplement *supplement, void (*between) (void))
+apply_or_fail(PyrSupplement *supplement, void (*between) (void))
 {
 	Ask		   *ask = supplement->what;
 	Supplied	supplied = {supplement, between};
@@ -584,73 +741,162 @@ apply(PyrSupplement *supplement, void (*between) (void))
 		/* what is known of the table cannot be taken back, or there is none */
 		if (ask->table == NULL || ask->table->bookmark != before.bookmark)
 			ReThrowError(error);
-		end_copy();
+		end_copy(ask->table);
 		pyr_table_set_state(ask->table, before.state);
 		ask->table->rows_copied = before.rows_copied;
 		ask->table->started_at = before.started_at;
-		pyr_table_fail(ask->table, error);
+		if (error->sqlerrcode == ERRCODE_T_R_DEADLOCK_DETECTED)
+			pyr_copyworkers_rest(error->message);
+		else
+			pyr_table_fail(ask->table, error);
 	}
-	if (copy != NULL)
-		copy->last = NULL;
+	else if (ask->table != NULL && ask->table->state == PYR_TABLE_READY)
+		end_copy(ask->table);
+}
+
+static void (*pump) (void);
+
+/* between blocks of what we write ourselves */
+static void
+pump_and_feed(void)
+{
+	pump();
+	pyr_copyworkers_feed();
 }
 
 /*
- * The master refused what was asked for.
+ * Takes in what came with a window whose changes have just been applied, in the
+ * same transaction.  What copy workers are to write comes before what we write.
  */
 static void
-refused(PyrSupplement *supplement, ErrorData *error)
+apply(PyrSupplement *first, void (*between) (void))
+{
+	pump = between;
+	for (PyrSupplement *supplement = first; supplement != NULL;
+		 supplement = supplement->next)
+	{
+		if (!hand_over(supplement))
+			apply_or_fail(supplement, pump_and_feed);
+	}
+}
+
+/*
+ * A copy worker has written the chunk, or not.
+ */
+static void
+settle_chunk(PyrSupplement *supplement)
 {
 	Ask		   *ask = supplement->what;
+	PyrTable   *table = ask->table;
+	Copy	   *copy = find_copy(table);
+	int64		nrows = chunk_nrows(supplement, copy->layout);
+	PyrCopyOutcome outcome = pyr_copyworker_finish(ask->worker);
+
+	if (!outcome.is_known)
+	{
+		pyr_copyworkers_rest("a copy worker has ended");
+		pyr_table_load(table);
+	}
+	else if (outcome.error == NULL)
+	{
+		advance(table, ask, nrows);
+		adapt_chunk(copy, nrows, outcome.ms);
+	}
+	else if (pyr_is_of_the_system(outcome.error->sqlerrcode) ||
+			 outcome.error->sqlerrcode == ERRCODE_T_R_DEADLOCK_DETECTED)
+		pyr_copyworkers_rest(outcome.error->message);
+	else
+	{
+		end_copy(table);
+		pyr_local_begin_transaction();
+		pyr_table_fail(table, outcome.error);
+		pyr_local_commit_transaction();
+	}
+	if (table->state == PYR_TABLE_READY)
+		end_copy(table);
+}
+
+/*
+ * The transaction of "apply" has been committed: so will be those of the copy
+ * workers.  Waits for them; nothing else can be applied before.
+ */
+static void
+settle(PyrSupplement *first)
+{
+	ListCell   *cell;
+
+	for (PyrSupplement *supplement = first; supplement != NULL;
+		 supplement = supplement->next)
+	{
+		if (((Ask *) supplement->what)->worker != NULL)
+			settle_chunk(supplement);
+	}
+	foreach(cell, copies)
+		((Copy *) lfirst(cell))->coming = NULL;
+}
+
+/*
+ * The master refused what was asked for.  If that was about several tables, each
+ * is tried by itself to see which of them is meant.
+ */
+static void
+refused(PyrSupplement *first, ErrorData *error)
+{
+	Ask		   *ask = first->what;
+	MemoryContext oldcontext;
 
 	if (ask->table == NULL || pyr_is_of_the_system(error->sqlerrcode))
 		ReThrowError(error);
-	end_copy();
-	pyr_local_begin_transaction();
-	pyr_table_fail(ask->table, error);
-	pyr_local_commit_transaction();
+	if (first->next == NULL)
+	{
+		end_copy(ask->table);
+		pyr_local_begin_transaction();
+		pyr_table_fail(ask->table, error);
+		pyr_local_commit_transaction();
+		return;
+	}
+	oldcontext = MemoryContextSwitchTo(TopMemoryContext);
+	for (PyrSupplement *supplement = first; supplement != NULL;
+		 supplement = supplement->next)
+		suspects = list_append_unique_ptr(suspects,
+										  ((Ask *) supplement->what)->table);
+	MemoryContextSwitchTo(oldcontext);
+}
+
+static PyrSupplement *
+ask_for_list(const char *schema)
+{
+	PyrSupplement *supplement = pyr_supplement_create();
+	MemoryContext oldcontext = MemoryContextSwitchTo(supplement->context);
+	Ask		   *ask = palloc0(sizeof(Ask));
+
+	ask->kind = ASK_LIST;
+	supplement->what = ask;
+	supplement->sql = pyr_tables_list_sql(schema);
+	MemoryContextSwitchTo(oldcontext);
+	return supplement;
 }
 
 /*
- * What is to be asked for with the next window; NULL: nothing.
+ * Asks what the table looks like, and for its next rows if we know that.
  */
-PyrSupplement *
-pyr_copy_ask(const char *schema)
+static PyrSupplement *
+ask_for_table(const char *schema, Copy *copy)
 {
-	PyrTable   *next;
-	Ask		   *ask;
-	PyrSupplement *supplement;
-	MemoryContext oldcontext;
+	PyrSupplement *supplement = pyr_supplement_create();
+	MemoryContext oldcontext = MemoryContextSwitchTo(supplement->context);
+	Ask		   *ask = palloc0(sizeof(Ask));
+	char	  **after = copy->coming ? copy->coming->last : copy->table->bookmark;
 	StringInfoData sql;
-	char	  **after;
 
-	/* a chunk on its way to be applied may be the last of its table */
-	next = copy != NULL && copy->is_last ? NULL : pyr_tables_next();
-	if (next == NULL && !pyr_tables_list_is_due())
-		return NULL;
-
-	supplement = pyr_supplement_create();
-	oldcontext = MemoryContextSwitchTo(supplement->context);
-	supplement->what = ask = palloc0(sizeof(Ask));
-	supplement->look_ahead = look_ahead;
-	supplement->apply = apply;
-	supplement->refused = refused;
+	ask->kind = copy->layout == NULL ? ASK_DESCRIPTION : ASK_ROWS;
+	ask->table = copy->table;
+	supplement->what = ask;
+	supplement->locked = pyr_table_qualified(copy->table);
 	initStringInfo(&sql);
-	if (pyr_tables_list_is_due())
-	{
-		ask->kind = ASK_LIST;
-		appendStringInfoString(&sql, pyr_tables_list_sql(schema));
-	}
-	else
-	{
-		ask->table = next;
-		ask->kind = copy != NULL && copy->table == next &&
-			next->state == PYR_TABLE_COPYING ? ASK_ROWS : ASK_DESCRIPTION;
-		supplement->locked = pyr_table_qualified(next);
-		appendStringInfoString(&sql, pyr_layout_sql(schema, next));
-	}
+	appendStringInfoString(&sql, pyr_layout_sql(schema, copy->table));
 	if (ask->kind == ASK_ROWS)
 	{
-		after = copy->last != NULL ? copy->last : next->bookmark;
 		ask->limit = copy->chunk_rows;
 		if (after != NULL)
 		{
@@ -667,16 +913,205 @@ pyr_copy_ask(const char *schema)
 }
 
 /*
+ * Takes tables in hand that are to be copied, and lets go of those that are not,
+ * now.
+ */
+static void
+refresh_copies(void)
+{
+	List	   *old = list_copy(copies);
+	List	   *tables = NIL;
+	PyrTable   *next;
+	ListCell   *cell;
+
+	foreach(cell, old)
+	{
+		Copy	   *copy = lfirst(cell);
+		PyrTable   *table = copy->table;
+
+		if (copy->coming == NULL &&
+			((table->state != PYR_TABLE_WAITING &&
+			  table->state != PYR_TABLE_COPYING) ||
+			 table->retry_at > GetCurrentTimestamp()))
+			end_copy(table);
+		else
+			tables = lappend(tables, table);
+	}
+	while (list_length(copies) < TABLES_IN_HAND &&
+		   (next = pyr_tables_next(tables)) != NULL)
+	{
+		add_copy(next);
+		tables = lappend(tables, next);
+	}
+	list_free(tables);
+	list_free(old);
+}
+
+/*
+ * Whether the table is surely not worth a chunk of its own.
+ */
+static bool
+is_small(Copy *copy)
+{
+	return copy->table->state == PYR_TABLE_WAITING && copy->layout->is_sorted &&
+		copy->table->rows_expected <= CHUNK_ROWS_FIRST;
+}
+
+/*
+ * How many tables can be copied at a time now.  Copy workers are not for tables of
+ * some rows.
+ */
+static int
+count_hands(void)
+{
+	bool		is_any_large = false;
+	ListCell   *cell;
+
+	if (copies == NIL)
+		pyr_copyworkers_end();
+	if (list_length(copies) < 2)
+		return 1;
+	foreach(cell, copies)
+	{
+		PyrTable   *table = ((Copy *) lfirst(cell))->table;
+
+		is_any_large = is_any_large || table->bookmark != NULL ||
+			table->rows_expected > CHUNK_ROWS_FIRST;
+	}
+	return is_any_large ? 1 + pyr_copyworkers_ready(pyr_local_replica()) : 1;
+}
+
+/*
+ * The last chunk among those for others is for us.
+ */
+static void
+keep_last(PyrSupplement *first)
+{
+	Ask		   *last = NULL;
+
+	for (; first != NULL; first = first->next)
+	{
+		if (((Ask *) first->what)->table->state == PYR_TABLE_COPYING)
+			last = first->what;
+	}
+	if (last != NULL)
+		last->is_for_other = false;
+}
+
+/*
+ * What is to be asked for: descriptions, a chunk for each hand, and small tables.
+ * The chunk that we will write ourselves is one of a table that is copied over
+ * what is there, or else the last.
+ */
+static PyrSupplement *
+ask_for_tables(const char *schema)
+{
+	PyrSupplement *first = NULL;
+	PyrSupplement **end = &first;
+	PyrSupplement *own = NULL;
+	int			hands = count_hands();
+	ListCell   *cell;
+
+	foreach(cell, copies)
+	{
+		Copy	   *copy = lfirst(cell);
+		PyrSupplement *supplement;
+
+		if (can_go_on(copy) && !is_small(copy))
+		{
+			if (hands == 0 || (copy->table->is_resync && own != NULL))
+				continue;
+			hands--;
+		}
+		else if (copy->coming != NULL)
+			continue;
+		supplement = ask_for_table(schema, copy);
+		if (copy->table->is_resync && own == NULL)
+		{
+			own = supplement;
+			continue;
+		}
+		((Ask *) supplement->what)->is_for_other = true;
+		*end = supplement;
+		end = &supplement->next;
+	}
+	*end = own;
+	if (own == NULL)
+		keep_last(first);
+	return first;
+}
+
+/*
+ * What is to be asked for of the next suspect; NULL: there is none.
+ */
+static PyrSupplement *
+ask_for_suspect(const char *schema)
+{
+	while (suspects != NIL)
+	{
+		Copy	   *copy = find_copy(linitial(suspects));
+
+		suspects = list_delete_first(suspects);
+		if (copy != NULL && (copy->coming == NULL || can_go_on(copy)))
+			return ask_for_table(schema, copy);
+	}
+	return NULL;
+}
+
+/*
+ * What is to be asked for with the next window; NULL: nothing.
+ */
+PyrSupplement *
+pyr_copy_ask(const char *schema)
+{
+	PyrSupplement *first;
+
+	if (pyr_tables_list_is_due())
+		first = ask_for_list(schema);
+	else
+	{
+		refresh_copies();
+		first = ask_for_suspect(schema);
+		if (first == NULL)
+			first = ask_for_tables(schema);
+	}
+	if (first == NULL)
+		return NULL;
+	first->look_ahead = look_ahead;
+	first->apply = apply;
+	first->settle = settle;
+	first->refused = refused;
+	return first;
+}
+
+/*
+ * How far the table is, for people.
+ */
+char *
+pyr_copy_describe(PyrTable *table)
+{
+	return psprintf("copying %s: " INT64_FORMAT " of about " INT64_FORMAT " rows",
+					pyr_table_qualified(table), table->rows_copied,
+					Max(table->rows_expected, table->rows_copied));
+}
+
+/*
  * What is being copied, for people; NULL: nothing.
  */
 char *
 pyr_copy_progress(void)
 {
-	if (copy == NULL)
-		return NULL;
-	return psprintf("copying %s: " INT64_FORMAT " of about " INT64_FORMAT " rows",
-					pyr_table_qualified(copy->table), copy->table->rows_copied,
-					Max(copy->table->rows_expected, copy->table->rows_copied));
+	ListCell   *cell;
+
+	foreach(cell, copies)
+	{
+		Copy	   *copy = lfirst(cell);
+
+		if (copy->coming != NULL && !copy->coming->is_for_other)
+			return pyr_copy_describe(copy->table);
+	}
+	return copies == NIL ? NULL
+		: pyr_copy_describe(((Copy *) linitial(copies))->table);
 }
 
 /* ---- changes while the table is copied ---- */

@@ -29,15 +29,20 @@ typedef enum PyrCopyMode
 	PYR_COPY_RESYNC,			/* old rows, and beyond it, too */
 	PYR_COPY_REPAIR				/* some rows that are wrong */
 } PyrCopyMode;
+/* hands out the next block of what COPY sent; false: there is no more */
+typedef bool (*PyrCopyNext) (void *arg, const char **data, size_t *len);
 
 extern bool pyr_copy_is_due(void);
 extern PyrSupplement *pyr_copy_ask(const char *schema);
+extern void pyr_copy_write(PyrLayout *layout, PyrCopyNext next, void *arg,
+						   void (*between) (void));
 extern void pyr_copy_range(PyrLayout *layout, PyrSupplement *supplement,
 						   PyrCopyMode mode, char **after, char **upto,
 						   void (*between) (void));
 extern void pyr_copy_append_sql(StringInfo sql, PyrLayout *layout,
 								char **after, char **upto, int64 limit);
 extern char *pyr_copy_progress(void);
+extern char *pyr_copy_describe(PyrTable *table);
 
 extern PyrAdmission pyr_copy_admit(PyrTable *table, PyrChange *change,
 								   int encoding, PyrChange *other);

@@ -14,8 +14,8 @@
  * temporary file, before the first is applied: the master's statement ends
  * as soon as the network allows, however long applying takes.
  *
- * Something else can be asked for along with a window, a supplement, which then
- * describes the master at the very instant that the window ends at: both are
+ * Something else can be asked for along with a window, supplements, which then
+ * describe the master at the very instant that the window ends at: all is
  * read in one transaction with one snapshot.  Such a window ends in the present
  * whatever its size.
  *
@@ -30,12 +30,16 @@
 
 #include "access/tupdesc.h"
 #include "catalog/pg_type.h"
+#include "common/compat.h"
 #include "common/config.h"
 #include "common/format.h"
 #include "executor/tuptable.h"
 #include "fmgr.h"
+#include "miscadmin.h"
+#include "pgstat.h"
 #include "port/pg_bswap.h"
 #include "slave/fetch.h"
+#include "storage/latch.h"
 #include "utils/builtins.h"
 #include "utils/memutils.h"
 #include "utils/resowner.h"
@@ -82,6 +86,7 @@ struct PyrWindow
 
 	/* while it is fetched */
 	PyrRemote  *remote;			/* NULL: it is not */
+	PyrSupplement *coming;		/* that rows are for now */
 	const char *wrong;			/* what was wrong with a block, or NULL */
 	bool		is_pumping;
 	TimestampTz pumped_at;
@@ -284,14 +289,23 @@ pyr_supplement_create(void)
 	return supplement;
 }
 
+/*
+ * Forgets it, and those that were read with it.
+ */
 void
 pyr_supplement_free(PyrSupplement *supplement)
 {
-	if (supplement->slot != NULL)
-		ExecDropSingleTupleTableSlot(supplement->slot);
-	if (supplement->copied != NULL)
-		tuplestore_end(supplement->copied);
-	MemoryContextDelete(supplement->context);
+	while (supplement != NULL)
+	{
+		PyrSupplement *next = supplement->next;
+
+		if (supplement->slot != NULL)
+			ExecDropSingleTupleTableSlot(supplement->slot);
+		if (supplement->copied != NULL)
+			tuplestore_end(supplement->copied);
+		MemoryContextDelete(supplement->context);
+		supplement = next;
+	}
 }
 
 /*
@@ -314,16 +328,16 @@ keep_row(PyrSupplement *supplement, int ncols, const PyrRemoteValue *values)
  * Puts the block that is being filled away.
  */
 static void
-put_copied_block(PyrWindow *window)
+put_copied_block(PyrWindow *window, PyrSupplement *supplement)
 {
-	PyrSupplement *supplement = window->supplement;
 	Datum		block;
 	bool		isnull = false;
 
 	SET_VARSIZE(supplement->block.data, supplement->block.len);
 	block = PointerGetDatum(supplement->block.data);
 	if (supplement->copied == NULL)
-		supplement->copied = tuplestore_begin_heap(false, true, memory_kb());
+		supplement->copied = tuplestore_begin_heap(false, true,
+												   memory_kb() / (1 + copy_workers));
 	tuplestore_putvalues(supplement->copied, window->desc, &block, &isnull);
 	supplement->block.len = VARHDRSZ;
 }
@@ -335,7 +349,7 @@ static void
 take_copied(void *arg, const char *data, int len)
 {
 	PyrWindow  *window = arg;
-	PyrSupplement *supplement = window->supplement;
+	PyrSupplement *supplement = window->coming;
 	MemoryContext oldcontext = MemoryContextSwitchTo(supplement->context);
 	ResourceOwner oldowner = CurrentResourceOwner;
 	StringInfoData before_last = supplement->last[1];
@@ -353,7 +367,7 @@ take_copied(void *arg, const char *data, int len)
 	}
 	if (supplement->block.len > VARHDRSZ &&
 		supplement->block.len + len > BLOCK_BYTES)
-		put_copied_block(window);
+		put_copied_block(window, supplement);
 	appendBinaryStringInfo(&supplement->block, data, len);
 
 	supplement->last[1] = supplement->last[0];
@@ -407,8 +421,10 @@ take_row(void *arg, int ncols, const PyrRemoteValue *values)
 
 	oldcontext = MemoryContextSwitchTo(window->context);
 	CurrentResourceOwner = NULL;
-	if (ncols != 1 && window->supplement != NULL)
-		keep_row(window->supplement, ncols, values);
+	if (ncols == 0 && window->coming != NULL && window->coming->next != NULL)
+		window->coming = window->coming->next;
+	else if (ncols != 1 && window->coming != NULL)
+		keep_row(window->coming, ncols, values);
 	else if (ncols != 1 || values[0].len < 0)
 		window->wrong = "it is no block";
 	else if (window->snapshot == NULL)
@@ -438,37 +454,52 @@ adapt_marks(PyrWindow *window)
 }
 
 /*
- * Asks for the window up to the present, with the supplement.  Several
- * statements sent as one are one transaction without further ado.  The cursor
- * is there because only so a statement without parameters returns binary
- * values.
+ * Locks the tables that are read along with a window.
  *
- * A table is locked before the snapshot is taken: an ALTER TABLE that writes it
+ * That is done before the snapshot is taken: an ALTER TABLE that writes a table
  * anew makes it look empty to older snapshots.  And nobody else's lock on it may
  * keep the window from us.
  */
 static void
+append_locks(StringInfo sql, PyrSupplement *supplement)
+{
+	appendStringInfo(sql, "SET LOCAL lock_timeout = %d;", LOCK_TIMEOUT_MS);
+	for (; supplement != NULL; supplement = supplement->next)
+	{
+		if (supplement->locked != NULL)
+			appendStringInfo(sql, "LOCK TABLE ONLY %s IN ACCESS SHARE MODE;",
+							 supplement->locked);
+	}
+	appendStringInfoString(sql, "SET LOCAL lock_timeout = 0;");
+}
+
+/*
+ * Asks for the window up to the present, with its supplements.  Several
+ * statements sent as one are one transaction without further ado.  The cursor
+ * is there because only so a statement without parameters returns binary
+ * values.  A row without columns comes between the supplements.
+ */
+static void
 start_with_supplement(PyrWindow *window, PyrOrigin *origin, const char *from)
 {
-	const char *locked = window->supplement->locked;
-	char	   *sql;
+	StringInfoData sql;
 
-	sql = psprintf("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ;"
-				   "%s"
-				   "DECLARE pyreplica_window BINARY CURSOR FOR"
-				   " SELECT %s.py_log_fetch(%s, %d, 0);"
-				   "FETCH ALL FROM pyreplica_window;"
-				   "%s",
-				   locked == NULL ? "" :
-				   psprintf("SET LOCAL lock_timeout = %d;"
-							"LOCK TABLE ONLY %s IN ACCESS SHARE MODE;"
-							"SET LOCAL lock_timeout = 0;",
-							LOCK_TIMEOUT_MS, locked),
-				   origin->schema, quote_literal_cstr(from), PG_INT32_MAX,
-				   window->supplement->sql);
-	pyr_remote()->start_script(origin->remote, sql, take_row, take_copied,
+	initStringInfo(&sql);
+	appendStringInfoString(&sql, "SET TRANSACTION ISOLATION LEVEL REPEATABLE READ;");
+	append_locks(&sql, window->supplement);
+	appendStringInfo(&sql,
+					 "DECLARE pyreplica_window BINARY CURSOR FOR"
+					 " SELECT %s.py_log_fetch(%s, %d, 0);"
+					 "FETCH ALL FROM pyreplica_window;",
+					 origin->schema, quote_literal_cstr(from), PG_INT32_MAX);
+	for (PyrSupplement *supplement = window->supplement; supplement != NULL;
+		 supplement = supplement->next)
+		appendStringInfo(&sql, "%s%s", supplement->sql,
+						 supplement->next != NULL ? ";SELECT;" : "");
+	window->coming = window->supplement;
+	pyr_remote()->start_script(origin->remote, sql.data, take_row, take_copied,
 							   window);
-	pfree(sql);
+	pfree(sql.data);
 }
 
 /*
@@ -527,6 +558,28 @@ pyr_window_fetch_pump(void)
 }
 
 /*
+ * Waits for the latch; takes in what comes meanwhile of the window that is being
+ * fetched, if any.
+ */
+void
+pyr_window_fetch_wait(void)
+{
+	if (under_way != NULL && !under_way->is_pumping &&
+		pyr_remote()->wait_answer(under_way->remote))
+	{
+		under_way->pumped_at = 0;
+		pyr_window_fetch_pump();
+	}
+	else
+	{
+		(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_EXIT_ON_PM_DEATH, -1,
+						 PG_WAIT_EXTENSION);
+		ResetLatch(MyLatch);
+	}
+	CHECK_FOR_INTERRUPTS();
+}
+
+/*
  * Whether a window is being fetched.
  */
 bool
@@ -562,8 +615,12 @@ pyr_window_fetch_finish(PyrWindow *window)
 				(errcode(ERRCODE_DATA_CORRUPTED),
 				 errmsg("could not read what the master sent: %s",
 						window->wrong)));
-	if (window->supplement != NULL && window->supplement->block.len > VARHDRSZ)
-		put_copied_block(window);
+	for (PyrSupplement *supplement = window->supplement; supplement != NULL;
+		 supplement = supplement->next)
+	{
+		if (supplement->block.len > VARHDRSZ)
+			put_copied_block(window, supplement);
+	}
 	adapt_marks(window);
 	return true;
 }
@@ -689,7 +746,7 @@ pyr_window_clear(PyrWindow *window)
 	window->bytes = 0;
 	if (window->supplement != NULL)
 		pyr_supplement_free(window->supplement);
-	window->supplement = NULL;
+	window->supplement = window->coming = NULL;
 	window->wrong = NULL;
 	window->remote = NULL;
 	window->is_pumping = false;

@@ -35,6 +35,9 @@ typedef struct PyrWindow PyrWindow;
  */
 typedef struct PyrSupplement
 {
+	/* one more that is read with it; what the first is told goes for all */
+	struct PyrSupplement *next;
+
 	MemoryContext context;		/* it lies in, with what came */
 	const char *locked;			/* the table that sql reads, or NULL */
 	const char *sql;			/* statements that return rows, or COPY some */
@@ -49,6 +52,9 @@ typedef struct PyrSupplement
 	/* Called in the window's transaction, after its changes. */
 	void		(*apply) (struct PyrSupplement *supplement,
 						  void (*between) (void));
+
+	/* Called once that has been committed.  NULL: it need not know. */
+	void		(*settle) (struct PyrSupplement *supplement);
 
 	/* Called if the master reports an error; may throw it. */
 	void		(*refused) (struct PyrSupplement *supplement,
@@ -70,6 +76,7 @@ extern void pyr_window_fetch_start(PyrWindow *window, PyrOrigin *origin,
 								   const char *from, int linger_ms,
 								   PyrSupplement *supplement);
 extern void pyr_window_fetch_pump(void);
+extern void pyr_window_fetch_wait(void);
 extern bool pyr_window_fetch_is_under_way(void);
 extern bool pyr_window_fetch_finish(PyrWindow *window);
 extern bool pyr_window_is_empty(PyrWindow *window);

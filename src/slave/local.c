@@ -11,9 +11,12 @@
 #include "access/xact.h"
 #include "catalog/pg_extension.h"
 #include "commands/tablespace.h"
+#include "commands/trigger.h"
 #include "executor/spi.h"
 #include "mb/pg_wchar.h"
 #include "miscadmin.h"
+#include "nodes/makefuncs.h"
+#include "nodes/parsenodes.h"
 #include "pgstat.h"
 #include "pyreplica.h"
 #include "slave/local.h"
@@ -101,6 +104,22 @@ pyr_local_commit_transaction(void)
 	CommitTransactionCommand();
 	MemoryContextSwitchTo(outer_context);
 	pgstat_report_stat(false);
+}
+
+/*
+ * Constraint triggers that fire in a replica do so at once.  (Deferred, they
+ * would fire with our rights, which the server does not allow.  Deferrable keys
+ * are not looked at in a replica, which is just as well: the master may have
+ * swapped them within a transaction.)
+ */
+void
+pyr_local_constraints_immediate(void)
+{
+	ConstraintsSetStmt *stmt = makeNode(ConstraintsSetStmt);
+
+	stmt->constraints = NIL;
+	stmt->deferred = false;
+	AfterTriggerSetState(stmt);
 }
 
 static void

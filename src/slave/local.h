@@ -24,6 +24,7 @@ typedef bool (*PyrAttempt) (void *arg);
 extern void pyr_local_begin_session(const char *replica);
 extern void pyr_local_begin_transaction(void);
 extern void pyr_local_commit_transaction(void);
+extern void pyr_local_constraints_immediate(void);
 extern void pyr_local_ensure_extension(void);
 extern const char *pyr_local_replica(void);
 extern const char *pyr_local_schema(void);

@@ -83,11 +83,15 @@ typedef struct PyrRemoteFunctions
 	 * come of the answer, without waiting, serving interrupts or throwing what
 	 * the server reports; finish waits for the rest, and returns or throws like
 	 * query.  In between, nothing else can be asked.
+	 *
+	 * wait_answer waits until something has come that pump could take in, or for
+	 * the latch; false, without waiting: nothing will come.
 	 */
 	void		(*start) (PyrRemote *remote, const char *name, const char *sql,
 						  int nparams, const char *const *params,
 						  PyrRemoteRow row, void *arg);
 	void		(*pump) (PyrRemote *remote);
+	bool		(*wait_answer) (PyrRemote *remote);
 	bool		(*finish) (PyrRemote *remote);
 
 	/*

@@ -1114,7 +1114,7 @@ static bool
 is_later_due(void)
 {
 	if ((later.left == 0 && !later.is_under_way) ||
-		pyr_tables_any_missing() || pyr_tables_next() != NULL)
+		pyr_tables_any_missing() || pyr_tables_next(NIL) != NULL)
 		return false;
 	return later.is_under_way ||
 		later.nfinished != pyr_tables_nfinished() ||

@@ -208,6 +208,8 @@ load_row(HeapTuple row, TupleDesc desc)
 			bookmark[i] = TextDatumGetCString(keys[i]);
 		pyr_table_set_bookmark(table, bookmark, n);
 	}
+	else
+		pyr_table_set_bookmark(table, NULL, 0);
 	table->is_resync = DatumGetBool(SPI_getbinval(row, desc, 6, &isnull));
 	table->rows_copied = DatumGetInt64(SPI_getbinval(row, desc, 7, &isnull));
 	table->rows_expected = DatumGetInt64(SPI_getbinval(row, desc, 8, &isnull));
@@ -226,14 +228,40 @@ load_row(HeapTuple row, TupleDesc desc)
 }
 
 /*
+ * Reads what is known of all tables, or of that one.
+ */
+static void
+load_rows(PyrTable *table)
+{
+	Oid			types[3] = {TEXTOID, TEXTOID, TEXTOID};
+	Datum		values[3] = {CStringGetTextDatum(replica_name)};
+	char		nulls[4] = " nn";
+
+	if (table != NULL)
+	{
+		values[1] = CStringGetTextDatum(NameStr(table->name.schema));
+		values[2] = CStringGetTextDatum(NameStr(table->name.table));
+		nulls[1] = nulls[2] = ' ';
+	}
+	if (SPI_execute_with_args(psprintf("SELECT schemaname, tablename, trigger, state, bookmark, is_resync,"
+									   "	   rows_copied, rows_expected, started_at, finished_at,"
+									   "	   last_error, last_error_at, verified_at, filter"
+									   "  FROM %s.pyreplica_table WHERE replica = $1"
+									   "   AND ($2 IS NULL OR schemaname = $2 AND tablename = $3)",
+									   pyr_local_schema()),
+							  3, types, values, nulls, false, 0) != SPI_OK_SELECT)
+		elog(ERROR, "could not read pyreplica_table");
+	for (uint64 i = 0; i < SPI_processed; i++)
+		load_row(SPI_tuptable->vals[i], SPI_tuptable->tupdesc);
+}
+
+/*
  * Reads what is known of the tables.  Called once, within a transaction.
  */
 void
 pyr_tables_load(const char *replica)
 {
 	HASHCTL		ctl = {0};
-	Oid			types[1] = {TEXTOID};
-	Datum		values[1] = {CStringGetTextDatum(replica)};
 
 	replica_name = replica;
 	context = AllocSetContextCreate(TopMemoryContext, "pyreplica tables",
@@ -244,15 +272,19 @@ pyr_tables_load(const char *replica)
 	tables = hash_create("pyreplica tables", 64, &ctl,
 						 HASH_ELEM | HASH_BLOBS | HASH_CONTEXT);
 
-	if (SPI_execute_with_args(psprintf("SELECT schemaname, tablename, trigger, state, bookmark, is_resync,"
-									   "	   rows_copied, rows_expected, started_at, finished_at,"
-									   "	   last_error, last_error_at, verified_at, filter"
-									   "  FROM %s.pyreplica_table WHERE replica = $1",
-									   pyr_local_schema()),
-							  1, types, values, NULL, false, 0) != SPI_OK_SELECT)
-		elog(ERROR, "could not read pyreplica_table");
-	for (uint64 i = 0; i < SPI_processed; i++)
-		load_row(SPI_tuptable->vals[i], SPI_tuptable->tupdesc);
+	load_rows(NULL);
+}
+
+/*
+ * The table as it is written down, in a transaction of its own; somebody else may
+ * have done so.
+ */
+void
+pyr_table_load(PyrTable *table)
+{
+	pyr_local_begin_transaction();
+	load_rows(table);
+	pyr_local_commit_transaction();
 }
 
 /*
@@ -560,10 +592,11 @@ pyr_tables_list_is_due(void)
 }
 
 /*
- * The table to go on copying with, or to begin with; NULL: there is none now.
+ * The table to go on copying with, or to begin with, beside those; NULL: there is
+ * none now.
  */
 PyrTable *
-pyr_tables_next(void)
+pyr_tables_next(List *except)
 {
 	HASH_SEQ_STATUS status;
 	PyrTable   *table;
@@ -577,7 +610,7 @@ pyr_tables_next(void)
 	{
 		if (!is_unfinished(table) || table->is_missing)
 			continue;
-		if (table->retry_at > now)
+		if (table->retry_at > now || list_member_ptr(except, table))
 			continue;
 
 		/* what was begun first, then small ones */

@@ -70,7 +70,7 @@ extern void pyr_tables_take_list(List *rows);
 extern void pyr_tables_want_list(void);
 extern void pyr_tables_refresh_list(void);
 extern bool pyr_tables_list_is_due(void);
-extern PyrTable *pyr_tables_next(void);
+extern PyrTable *pyr_tables_next(List *except);
 extern void pyr_table_set_missing(PyrTable *table, bool is_missing);
 extern bool pyr_tables_any_missing(void);
 extern List *pyr_tables_waiting(void);
@@ -88,6 +88,7 @@ extern void pyr_table_set_state(PyrTable *table, PyrTableState state);
 extern void pyr_table_set_bookmark(PyrTable *table, char **bookmark, int n);
 extern void pyr_table_clear_error(PyrTable *table);
 extern void pyr_table_store(PyrTable *table);
+extern void pyr_table_load(PyrTable *table);
 extern void pyr_table_verified(PyrTable *table, int64 differences);
 extern void pyr_table_fail(PyrTable *table, ErrorData *error);
 

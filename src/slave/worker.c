@@ -38,6 +38,7 @@
 #include "pyreplica.h"
 #include "slave/apply.h"
 #include "slave/copy.h"
+#include "slave/copyworker.h"
 #include "slave/fetch.h"
 #include "slave/local.h"
 #include "slave/origin.h"
@@ -705,6 +706,7 @@ begin(void)
 	log_line(LOG, "Opening replica (slave) connection");
 	pyr_local_begin_session(replica);
 	pyr_local_ensure_extension();
+	pyr_copyworkers_wait_gone(replica);
 
 	pyr_local_begin_transaction();
 	pyr_position_load(replica, &position);
