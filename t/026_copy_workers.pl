@@ -12,13 +12,14 @@ use PostgreSQL::Test::Utils;
 use PyreplicaTest;
 use Test::More;
 
-# Rows past the first chunk, which the worker copies by itself, take their time.
+# Rows past the first chunk, which the worker copies by itself, take their time; in
+# a copy worker more.
 my $slowly = <<'SQL';
+CREATE FUNCTION copies_beside() RETURNS bool LANGUAGE sql
+RETURN (SELECT backend_type = 'pyreplica copy worker' FROM pg_stat_activity WHERE pid = pg_backend_pid());
 CREATE FUNCTION take_time() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
-	IF NEW.id > 2000 THEN
-		PERFORM pg_catalog.pg_sleep(0.001);
-	END IF;
+	PERFORM pg_catalog.pg_sleep(CASE WHEN public.copies_beside() THEN 0.002 ELSE 0.001 END);
 	RETURN NEW;
 END
 $$;
@@ -38,7 +39,7 @@ sub make_table
 	$master->safe_psql('postgres',
 		"INSERT INTO $name SELECT i, -i, 'row ' || i FROM generate_series(1, 3000) i; ANALYZE $name");
 	$slave->safe_psql('postgres', <<SQL);
-CREATE TRIGGER take_time BEFORE INSERT ON $name FOR EACH ROW EXECUTE FUNCTION take_time();
+CREATE TRIGGER take_time BEFORE INSERT ON $name FOR EACH ROW WHEN (NEW.id BETWEEN 2001 AND 3000) EXECUTE FUNCTION take_time();
 ALTER TABLE $name ENABLE ALWAYS TRIGGER take_time;
 SQL
 	$ntables++;
@@ -93,7 +94,7 @@ like(
 		FROM pg_stat_activity WHERE query LIKE 'copying %' AND backend_type LIKE 'pyreplica%')),
 	qr/pyreplica copy worker: copying public\.[abc], pyreplica worker: copying public\.[abc]/,
 	'two tables are copied at the same time');
-wait_ready($slave, 3);
+wait_ready($slave, $ntables);
 wait_caught_up($slave);
 is_same_rows($master, $slave, $_, "$_ is equal") for qw(a b c);
 is(status_value($slave, 'conflicts'), '0', 'without conflicts');
@@ -115,7 +116,7 @@ is( $slave->safe_psql('postgres',
 	'd 2000, e 2000, f 2000',
 	'and as far as they were before');
 $slave->safe_psql('postgres', "ALTER TABLE $_ DROP CONSTRAINT ${_}_a_check") for qw(d e f);
-wait_ready($slave, 6);
+wait_ready($slave, $ntables);
 is_same_rows($master, $slave, $_, "$_ is copied once it can be") for qw(d e f);
 
 # What happens on the master after somebody was killed.
@@ -128,16 +129,43 @@ sub go_on
 	return;
 }
 
-# The worker goes while the other one copies; the next one begins where that ended.
-make_table($_) for qw(g h i);
-log_together(qw(g h i));
-copier();
-$slave->safe_psql('postgres', 'SELECT pg_terminate_backend(pid) FROM pyreplica_status');
-go_on(qw(g h i));
-wait_ready($slave, 9);
-wait_caught_up($slave);
-is_same_rows($master, $slave, $_, "$_ is equal after the worker went") for qw(g h i);
-is(status_value($slave, 'conflicts'), '0', 'without conflicts');
+# The worker goes while the other one copies, before or after its own transaction
+# has ended; the next one begins where that leaves the tables.
+my $script = PostgreSQL::Test::Utils::tempdir() . '/change.sql';
+append_to_file($script, <<'SQL');
+\set k random(3001, 100000)
+INSERT INTO :table VALUES (:k, -:k, 'new') ON CONFLICT DO NOTHING;
+DELETE FROM :table WHERE id = :k - 7;
+SQL
+
+sub kill_worker
+{
+	my ($when, @tables) = @_;
+	my $before = log_position($slave);
+	make_table($_) for @tables;
+	my @loads = map { start_looping($master, 'pgbench', '-n', '-R', 100, '-T', 60, '-D', "table=$_", '-f', $script) } @tables;
+	log_together(@tables);
+	copier();
+	my $killed;
+	poll_until(
+		sub {
+			$killed = $slave->safe_psql('postgres', <<"SQL");
+SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+ WHERE backend_type = 'pyreplica worker' AND $when AND EXISTS ($who)
+SQL
+		});
+	is($killed, 't', "the worker was killed with $when");
+	stop_looping($_) for @loads;
+	wait_ready($slave, $ntables);
+	wait_caught_up($slave);
+	is_same_rows($master, $slave, $_, "$_ is equal afterwards") for @tables;
+	is(status_value($slave, 'conflicts'), '0', 'without conflicts');
+	is(count_log($slave, $before, qr/could not copy|duplicate key/), 0, 'or errors');
+	return;
+}
+
+kill_worker('backend_xid IS NOT NULL', qw(g h i));
+kill_worker('backend_xid IS NULL', qw(p q r));
 
 # The copy worker goes: the worker goes on alone.
 make_table($_) for qw(j k l);
@@ -147,7 +175,7 @@ my $copier = copier();
 my $worker = status_value($slave, 'pid');
 $slave->safe_psql('postgres', "SELECT pg_terminate_backend($copier)");
 go_on(qw(j k l));
-wait_ready($slave, 12);
+wait_ready($slave, $ntables);
 wait_caught_up($slave);
 is_same_rows($master, $slave, $_, "$_ is equal after the copy worker went") for qw(j k l);
 is(status_value($slave, 'pid'), $worker, 'the worker did not mind');
@@ -163,10 +191,10 @@ CREATE TABLE tally (name text PRIMARY KEY, n int NOT NULL DEFAULT 0);
 INSERT INTO tally VALUES ('one'), ('two');
 CREATE FUNCTION count_row() RETURNS trigger LANGUAGE plpgsql AS $$
 DECLARE
-	is_worker bool := backend_type = 'pyreplica worker' FROM pg_catalog.pg_stat_activity WHERE pid = pg_catalog.pg_backend_pid();
+	beside bool := public.copies_beside();
 BEGIN
 	UPDATE public.tally SET n = n + 1
-	 WHERE name = CASE WHEN is_worker = (NEW.id < 2500) THEN 'one' ELSE 'two' END;
+	 WHERE name = CASE WHEN beside = (NEW.id < 2500) THEN 'one' ELSE 'two' END;
 	RETURN NEW;
 END
 $$;
@@ -177,7 +205,7 @@ ALTER TABLE $_ ENABLE ALWAYS TRIGGER z;
 SQL
 $before = log_position($slave);
 log_together(qw(m n o));
-wait_ready($slave, 15);
+wait_ready($slave, $ntables);
 wait_caught_up($slave);
 like(log_since($slave, $before), qr/one at a time for now: deadlock detected/, 'two that wait for one another are noticed');
 is_same_rows($master, $slave, $_, "$_ is equal all the same") for qw(m n o);
@@ -196,11 +224,11 @@ max_logical_replication_workers = 0
 pyreplica.copy_workers = 4
 CONF
 $crowded->safe_psql('crowded',
-	join('', map { "CREATE TABLE $_ (id int PRIMARY KEY, u int UNIQUE, a text);" } 'a' .. 'o'));
-wait_ready($crowded, 15);
+	join('', map { "CREATE TABLE $_ (id int PRIMARY KEY, u int UNIQUE, a text);" } 'a' .. 'r'));
+wait_ready($crowded, $ntables);
 is( $crowded->safe_psql('crowded', "SELECT count(*), sum(id) FROM $_"),
 	$master->safe_psql('postgres', "SELECT count(*), sum(id) FROM $_"),
-	"$_ is copied without copy workers") for 'a' .. 'o';
+	"$_ is copied without copy workers") for 'a' .. 'r';
 is(count_log($crowded, 0, qr/one at a time for now: no background worker slot is free/), 1, 'which is said once');
 $crowded->stop;
 
