@@ -47,6 +47,7 @@ OBJS = \
 	src/slave/schema.o \
 	src/slave/copyworker.o \
 	src/slave/verify.o \
+	src/slave/sequences.o \
 	src/slave/merge.o \
 	src/slave/target.o \
 	src/slave/statement.o \

@@ -579,6 +579,147 @@ END
 $$;
 
 ---------------------------------------------------------------------------
+-- Master: sequences
+---------------------------------------------------------------------------
+
+-- The sequences that the logged tables use: those that belong to a column (serial,
+-- identity), and those that a default asks for a value.
+CREATE VIEW py_log_sequence_use AS
+SELECT s.oid AS sequence, t.tgrelid AS tab, u.attnum
+  FROM pg_catalog.pg_trigger t,
+  LATERAL (SELECT d.objid AS seq, d.refobjsubid::int2 AS attnum
+			 FROM pg_catalog.pg_depend d
+			WHERE d.classid = 'pg_catalog.pg_class'::pg_catalog.regclass
+			  AND d.refclassid = 'pg_catalog.pg_class'::pg_catalog.regclass
+			  AND d.refobjid = t.tgrelid AND d.refobjsubid > 0
+			  AND d.deptype IN ('a', 'i')
+			UNION
+		   SELECT d.refobjid, a.adnum
+			 FROM pg_catalog.pg_attrdef a
+			 JOIN pg_catalog.pg_depend d ON d.classid = 'pg_catalog.pg_attrdef'::pg_catalog.regclass AND d.objid = a.oid
+			WHERE a.adrelid = t.tgrelid
+			  AND d.refclassid = 'pg_catalog.pg_class'::pg_catalog.regclass) u
+  JOIN pg_catalog.pg_class s ON s.oid = u.seq AND s.relkind = 'S'
+ WHERE t.tgfoid = '@extschema@.py_log_replica'::pg_catalog.regproc
+   AND t.tgtype & 1 = 1 AND t.tgenabled <> 'D';
+
+-- Where they are, for a slave.  One that somebody has locked, or that is being
+-- dropped, has no value.
+CREATE FUNCTION py_log_sequences(OUT schemaname text, OUT sequencename text,
+	OUT last_value bigint, OUT is_called boolean,
+	OUT increment bigint, OUT start bigint)
+RETURNS SETOF record
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp
+SET lock_timeout = '100ms'
+AS $$
+BEGIN
+	FOR schemaname, sequencename, increment, start IN
+		SELECT n.nspname, c.relname, s.seqincrement, s.seqstart
+		  FROM pg_class c
+		  JOIN pg_namespace n ON n.oid = c.relnamespace
+		  JOIN pg_sequence s ON s.seqrelid = c.oid
+		 WHERE c.oid IN (SELECT u.sequence FROM @extschema@.py_log_sequence_use u)
+	LOOP
+		BEGIN
+			EXECUTE format('SELECT last_value, is_called FROM %I.%I', schemaname, sequencename)
+			   INTO last_value, is_called;
+		EXCEPTION WHEN lock_not_available OR undefined_table OR invalid_schema_name OR wrong_object_type THEN
+			last_value := NULL;
+			is_called := NULL;
+		END;
+		RETURN NEXT;
+	END LOOP;
+END
+$$;
+
+-- For several masters of the same tables: each makes values that no other does.
+-- What is in the tables already is behind the next value, with a gap for what
+-- is on its way from other masters.
+CREATE FUNCTION py_log_interleave_sequences(node integer, nodes integer, nodes_before integer DEFAULT 1,
+	OUT sequence text, OUT increment bigint, OUT next_value bigint, OUT note text)
+RETURNS SETOF record
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $$
+#variable_conflict use_column
+DECLARE
+	gap		CONSTANT bigint := 1000;
+	seq		record;
+	use		record;
+	used	bigint;
+	here	record;
+	first	bigint;
+BEGIN
+	IF nodes < 1 OR node NOT BETWEEN 1 AND nodes OR nodes_before < 1 THEN
+		RAISE EXCEPTION 'node % of % nodes does not exist', node, nodes
+			USING ERRCODE = 'invalid_parameter_value',
+			HINT = 'Number the masters from 1, and give each its number and how many there are.';
+	END IF;
+	FOR seq IN
+		SELECT c.oid, n.nspname, c.relname, s.seqincrement, s.seqstart, s.seqmin, s.seqmax, s.seqcycle
+		  FROM pg_class c
+		  JOIN pg_namespace n ON n.oid = c.relnamespace
+		  JOIN pg_sequence s ON s.seqrelid = c.oid
+		 WHERE c.oid IN (SELECT u.sequence FROM @extschema@.py_log_sequence_use u)
+		 ORDER BY 2, 3
+	LOOP
+		sequence := format('%I.%I', seq.nspname, seq.relname);
+		increment := seq.seqincrement;
+		next_value := NULL;
+		note := NULL;
+		-- the least value that this node may make
+		first := seq.seqmin + ((node - seq.seqmin) % nodes + nodes) % nodes;
+		IF seq.seqincrement < 0 OR seq.seqcycle
+		   OR seq.seqincrement NOT IN (1, nodes_before, nodes) THEN
+			note := format('left alone: it %s', CASE WHEN seq.seqcycle THEN 'cycles'
+				WHEN seq.seqincrement < 0 THEN 'descends'
+				ELSE format('makes steps of %s; if that is because there were %1$s nodes, give nodes_before => %1$s', seq.seqincrement) END);
+			RETURN NEXT;
+			CONTINUE;
+		END IF;
+
+		-- nobody takes a value meanwhile
+		EXECUTE format('ALTER SEQUENCE %s INCREMENT BY %s', sequence, nodes);
+		EXECUTE format('SELECT last_value, is_called FROM %s', sequence) INTO here;
+		increment := nodes;
+		IF seq.seqincrement = nodes AND seq.seqstart = first
+		   AND (here.last_value - first) % nodes = 0 THEN
+			next_value := here.last_value + CASE WHEN here.is_called THEN nodes ELSE 0 END;
+			note := 'as before';
+			RETURN NEXT;
+			CONTINUE;
+		END IF;
+		used := CASE WHEN here.is_called THEN here.last_value ELSE here.last_value - 1 END;
+		FOR use IN
+			SELECT u.tab, a.attname
+			  FROM @extschema@.py_log_sequence_use u
+			  JOIN pg_attribute a ON a.attrelid = u.tab AND a.attnum = u.attnum
+			 WHERE u.sequence = seq.oid AND a.atttypid IN ('int2'::regtype, 'int4'::regtype, 'int8'::regtype)
+		LOOP
+			EXECUTE format('SELECT greatest(max(%I), $1) FROM ONLY %s', use.attname, use.tab::regclass)
+			   INTO used USING used;
+		END LOOP;
+		next_value := first;
+		IF used >= seq.seqmin THEN
+			next_value := first + (greatest(used - first, 0) / nodes + 1 + gap) * nodes;
+		END IF;
+		IF next_value > seq.seqmax THEN
+			EXECUTE format('ALTER SEQUENCE %s INCREMENT BY %s', sequence, seq.seqincrement);
+			increment := seq.seqincrement;
+			next_value := NULL;
+			note := 'left alone: it has not enough values left';
+		ELSE
+			EXECUTE format('ALTER SEQUENCE %s START WITH %s RESTART WITH %s', sequence, first, next_value);
+		END IF;
+		RETURN NEXT;
+	END LOOP;
+END
+$$;
+COMMENT ON FUNCTION py_log_interleave_sequences(integer, integer, integer) IS
+'for several masters of the same tables: has this one''s sequences make every so many-th value, so that no other master makes the same; to be called on each, after py_log_create_tg';
+
+---------------------------------------------------------------------------
 -- Master: slaves, and letting go of what all of them have
 ---------------------------------------------------------------------------
 
@@ -1048,6 +1189,7 @@ BEGIN
 	EXECUTE format('GRANT EXECUTE ON FUNCTION @extschema@.py_log_fetch(pg_snapshot, integer, integer) TO %I', role);
 	EXECUTE format('GRANT EXECUTE ON FUNCTION @extschema@.py_log_rotate() TO %I', role);
 	EXECUTE format('GRANT SELECT ON @extschema@.py_log_tables TO %I', role);
+	EXECUTE format('GRANT EXECUTE ON FUNCTION @extschema@.py_log_sequences() TO %I', role);
 	EXECUTE format('GRANT EXECUTE ON FUNCTION @extschema@.py_log_arguments(oid), @extschema@.py_log_options(oid), @extschema@.py_log_primary_key(regclass), @extschema@.py_log_filter(regclass, text) TO %I', role);
 	EXECUTE format('GRANT EXECUTE ON FUNCTION @extschema@.py_log_key(oid), @extschema@.py_log_order(oid, oid), @extschema@.py_log_describe(text, text) TO %I', role);
 END
@@ -1140,6 +1282,19 @@ CREATE INDEX pyreplica_difference_run ON pyreplica_difference (run);
 COMMENT ON COLUMN pyreplica_difference.range IS 'those of one number were found, and are repaired, together';
 COMMENT ON TABLE pyreplica_difference IS
 'pyreplica: rows that a verification found to be missing here, to be extra, or to differ from the master''s';
+
+-- What pyreplica_sync_sequences did last.
+CREATE TABLE pyreplica_sequence (
+	replica		text,
+	schemaname	text,
+	sequencename text,
+	value		bigint,
+	problem		text,
+	synced_at	timestamptz NOT NULL DEFAULT pg_catalog.now(),
+	PRIMARY KEY (replica, schemaname, sequencename)
+);
+COMMENT ON TABLE pyreplica_sequence IS
+'pyreplica: the values that sequences were given by pyreplica_sync_sequences, and why some were left alone';
 
 CREATE VIEW pyreplica_tables AS
 SELECT t.replica, t.schemaname, t.tablename,
@@ -1334,6 +1489,49 @@ $$;
 COMMENT ON FUNCTION pyreplica_verify(regclass, text, boolean) IS
 'compares a table (all, if none is named) with the master (of each replica that it comes from, if none is named), each range of rows at one instant, without locks; returns the rows that differ, and takes the master''s if told to repair';
 
+CREATE FUNCTION pyreplica_sync_run(replica text)
+RETURNS void
+AS 'MODULE_PATHNAME', 'pyreplica_sync_run' LANGUAGE C VOLATILE STRICT;
+
+CREATE FUNCTION pyreplica_sync_sequences(replica text DEFAULT NULL,
+	OUT sequence text, OUT value bigint, OUT problem text)
+RETURNS SETOF record
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+	replicas text[];
+BEGIN
+	IF current_setting('transaction_isolation') <> 'read committed' THEN
+		RAISE EXCEPTION 'pyreplica_sync_sequences cannot be used in a transaction of isolation level %', current_setting('transaction_isolation')
+			USING ERRCODE = 'feature_not_supported',
+			DETAIL = 'It would not see what the worker does meanwhile.';
+	END IF;
+	SELECT array_agg(s.replica ORDER BY s.replica) INTO replicas FROM @extschema@.pyreplica_status() s
+	 WHERE s.database = current_database()
+	   AND (pyreplica_sync_sequences.replica IS NULL OR s.replica = pyreplica_sync_sequences.replica);
+	IF replicas IS NULL AND replica IS NOT NULL THEN
+		RAISE EXCEPTION 'replica "%" does not exist in this database', replica
+			USING ERRCODE = 'undefined_object',
+			HINT = 'See the view pyreplica_status.';
+	ELSIF replicas IS NULL THEN
+		RAISE EXCEPTION 'this database has no replica'
+			USING ERRCODE = 'undefined_object',
+			HINT = 'See the view pyreplica_status.';
+	END IF;
+	FOREACH replica IN ARRAY replicas LOOP
+		PERFORM @extschema@.pyreplica_sync_run(replica);
+		RETURN QUERY
+		SELECT format('%I.%I', q.schemaname, q.sequencename), q.value, q.problem
+		  FROM @extschema@.pyreplica_sequence q
+		 WHERE q.replica = pyreplica_sync_sequences.replica
+		 ORDER BY 1;
+	END LOOP;
+END
+$$;
+COMMENT ON FUNCTION pyreplica_sync_sequences(text) IS
+'gives the sequences of replicated tables the exact values that they have on the master, for a switch-over; returns what each has now, or why it was left alone';
+
 CREATE FUNCTION pyreplica_wait(replica text DEFAULT NULL, timeout interval DEFAULT NULL)
 RETURNS boolean
 AS 'MODULE_PATHNAME', 'pyreplica_wait' LANGUAGE C VOLATILE;
@@ -1347,8 +1545,8 @@ COMMENT ON FUNCTION pyreplica_wait(text, interval) IS
 REVOKE ALL ON replica_log, replica_log_1, replica_log_2, replica_log_3,
 	replica_log_sql, replica_log_state, replica_slave, pyreplica_slaves,
 	pyreplica_position, pyreplica_status, py_log_tables, pyreplica_table,
-	pyreplica_tables, pyreplica_definition, pyreplica_difference,
-	replica_dump FROM PUBLIC;
+	pyreplica_tables, pyreplica_definition, pyreplica_difference, replica_dump,
+	py_log_sequence_use, pyreplica_sequence FROM PUBLIC;
 REVOKE ALL ON SEQUENCE replica_log_current FROM PUBLIC;
 REVOKE ALL ON FUNCTION
 	py_log_changes(bytea), py_log_replica(),
@@ -1364,7 +1562,8 @@ REVOKE ALL ON FUNCTION
 	py_log_size(), py_log_bytes(text, bigint), py_log_slave_pid(text),
 	py_log_confirm(text, pg_snapshot), py_log_grant(name),
 	py_log_key(oid), py_log_order(oid, oid), py_log_describe(text, text),
-	py_log_wait(text, interval),
+	py_log_wait(text, interval), py_log_sequences(), py_log_interleave_sequences(integer, integer, integer),
+	pyreplica_sync_run(text), pyreplica_sync_sequences(text),
 	pyreplica_status(), pyreplica_wake(), pyreplica_resync(regclass, text),
 	pyreplica_followers(text, text), pyreplica_refuse_shared(text, text, text[]),
 	pyreplica_verify_run(text, text, text, boolean), pyreplica_verify(regclass, text, boolean)

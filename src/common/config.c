@@ -65,6 +65,12 @@ int			copy_workers = 1;
  */
 int			verify_interval_s = 0;
 
+/*
+ * Slave: sequences are kept ahead of the master's by so many values, or half as
+ * many at least; 0: they are left alone.
+ */
+int			sequence_margin = 1000;
+
 /* Slave: longest sleep without a look at the master. */
 int			keepalive_ms = 60 * 1000;
 
@@ -241,6 +247,11 @@ static const Setting settings[] = {
 				0, 0, INT_MAX / 1000, GUC_UNIT_S,
 				"Compares all tables with the master this often; 0: never.",
 				"It takes a few percent of the time, with pauses."),
+
+	INT_SETTING("sequence_margin", sequence_margin,
+				1000, 0, INT_MAX, 0,
+				"Keeps sequences ahead of the master's by so many values; 0: leaves them alone.",
+				"It should be more than twice what the master uses in ten seconds."),
 
 	INT_SETTING("keepalive", keepalive_ms,
 				60 * 1000, 1000, INT_MAX, GUC_UNIT_MS,

@@ -30,6 +30,7 @@ extern bool copy_data;
 extern bool copy_schema;
 extern int	copy_workers;
 extern int	verify_interval_s;
+extern int	sequence_margin;
 extern int	keepalive_ms;
 extern int	window_memory_kb;
 extern int	apply_mode;

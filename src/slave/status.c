@@ -37,6 +37,7 @@ PG_FUNCTION_INFO_V1(pyreplica_status);
 PG_FUNCTION_INFO_V1(pyreplica_wait);
 PG_FUNCTION_INFO_V1(pyreplica_wake);
 PG_FUNCTION_INFO_V1(pyreplica_verify_run);
+PG_FUNCTION_INFO_V1(pyreplica_sync_run);
 
 #define MASTER_LEN		256
 #define POSITION_LEN	256
@@ -73,6 +74,11 @@ typedef struct ReplicaStatus
 	PyrVerifyRequest verify;
 	char		verify_error[ERROR_LEN];	/* empty: it went well */
 
+	/* exact values of sequences asked for, and done */
+	uint64		sync_requested;
+	uint64		sync_served;
+	char		sync_error[ERROR_LEN];	/* of the last; empty: it went well */
+
 	/* looks at the master asked for, and done */
 	uint64		wait_requested;
 	uint64		wait_served;
@@ -80,6 +86,7 @@ typedef struct ReplicaStatus
 
 	/* up to these, they were asked of a replica that was here before */
 	uint64		verify_void;
+	uint64		sync_void;
 	uint64		wait_void;
 } ReplicaStatus;
 
@@ -217,6 +224,7 @@ pyr_status_release(int i)
 	place->is_used = false;
 	place->replica[0] = '\0';
 	place->verify_void = place->verify_served = place->verify_requested;
+	place->sync_void = place->sync_served = place->sync_requested;
 	place->wait_void = place->wait_served = place->wait_requested;
 	LWLockRelease(place->lock);
 	ConditionVariableBroadcast(&place->served);
@@ -415,6 +423,34 @@ pyr_status_verify_served(uint64 number, const char *error)
 		strlcpy(status->verify_error, error ? error : "",
 				sizeof(status->verify_error));
 	}
+	LWLockRelease(status->lock);
+	ConditionVariableBroadcast(&status->served);
+}
+
+/*
+ * The last request for exact values of sequences that is not served; 0: none.
+ */
+uint64
+pyr_status_sync_requested(void)
+{
+	uint64		number = 0;
+
+	LWLockAcquire(status->lock, LW_SHARED);
+	if (status->sync_requested > status->sync_served)
+		number = status->sync_requested;
+	LWLockRelease(status->lock);
+	return number;
+}
+
+/*
+ * It is; error says why it could not be, or is NULL.
+ */
+void
+pyr_status_sync_served(uint64 number, const char *error)
+{
+	LWLockAcquire(status->lock, LW_EXCLUSIVE);
+	status->sync_served = Max(status->sync_served, number);
+	strlcpy(status->sync_error, error ? error : "", sizeof(status->sync_error));
 	LWLockRelease(status->lock);
 	ConditionVariableBroadcast(&status->served);
 }
@@ -835,4 +871,69 @@ pyreplica_verify_run(PG_FUNCTION_ARGS)
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 				 errmsg("could not verify: %s", error)));
 	PG_RETURN_INT64(request.run);
+}
+
+/*
+ * Whether the request is served; an error if it cannot be.
+ */
+static bool
+is_synced(ReplicaStatus *place, uint64 number)
+{
+	char		error[ERROR_LEN];
+	PyrState	state;
+	bool		is_done;
+
+	LWLockAcquire(place->lock, LW_SHARED);
+	is_done = place->sync_served >= number;
+	strlcpy(error, number <= place->sync_void
+			? "the replica does not exist any more" : place->sync_error,
+			sizeof(error));
+	state = place->state;
+	LWLockRelease(place->lock);
+	if (is_done && error[0] != '\0')
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("could not set sequences: %s", error)));
+	if (!is_done && (state == PYR_STATE_AWAY || state == PYR_STATE_ERROR ||
+					 state == PYR_STATE_STOPPED || state == PYR_STATE_DISABLED ||
+					 state == PYR_STATE_NO_DATABASE))
+		ereport(ERROR,
+				(errcode(ERRCODE_CONNECTION_DOES_NOT_EXIST),
+				 errmsg("could not set sequences: the state of the replica is \"%s\"",
+						state_name(state)),
+				 errdetail("The master cannot be asked. Sequences are ahead of it by up to pyreplica.sequence_margin values.")));
+	return is_done;
+}
+
+static uint64
+request_sync(ReplicaStatus *place)
+{
+	uint64		number = 0;
+
+	LWLockAcquire(place->lock, LW_EXCLUSIVE);
+	if (place->is_used)
+		number = ++place->sync_requested;
+	if (place->proc != NULL)
+		SetLatch(&place->proc->procLatch);
+	LWLockRelease(place->lock);
+	return number;
+}
+
+/*
+ * pyreplica_sync_run(replica text) returns void: has the worker give sequences the
+ * master's exact values, and waits for it.
+ */
+Datum
+pyreplica_sync_run(PG_FUNCTION_ARGS)
+{
+	char	   *replica = text_to_cstring(PG_GETARG_TEXT_PP(0));
+	ReplicaStatus *place = linitial(find_places(replica));
+	uint64		number = request_sync(place);
+
+	ConditionVariablePrepareToSleep(&place->served);
+	while (!is_synced(place, number))
+		(void) ConditionVariableTimedSleep(&place->served, 1000,
+										   PG_WAIT_EXTENSION);
+	ConditionVariableCancelSleep();
+	PG_RETURN_VOID();
 }

@@ -59,6 +59,10 @@ typedef struct PyrVerifyRequest
 extern uint64 pyr_status_verify_requested(PyrVerifyRequest *request);
 extern void pyr_status_verify_served(uint64 number, const char *error);
 
+/* pyreplica_sync_sequences */
+extern uint64 pyr_status_sync_requested(void);
+extern void pyr_status_sync_served(uint64 number, const char *error);
+
 /* requests that are rows of pyreplica_table */
 extern uint64 pyr_status_tables_requested(void);
 

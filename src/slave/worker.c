@@ -44,6 +44,7 @@
 #include "slave/origin.h"
 #include "slave/position.h"
 #include "slave/schema.h"
+#include "slave/sequences.h"
 #include "slave/status.h"
 #include "slave/tables.h"
 #include "slave/verify.h"
@@ -303,6 +304,7 @@ connect_origin(void)
 							   pg_encoding_to_char(origin->encoding),
 							   GetDatabaseEncodingName()));
 		pyr_window_prepare(origin);
+		pyr_sequences_note_work();
 		empty_looks = found_looks = 0;
 		is_in_step = false;
 		return;
@@ -368,6 +370,8 @@ ask_for_window(const char *from, int linger_ms)
 		supplement = pyr_copy_ask(origin->schema);
 		if (supplement == NULL && pyr_verify_is_due())
 			supplement = pyr_verify_ask(origin->schema, origin->encoding);
+		if (supplement == NULL && pyr_sequences_is_due())
+			supplement = pyr_sequences_ask(origin->schema);
 	}
 	asked_request = pyr_status_wait_requested();
 	asked_at = GetCurrentTimestamp();
@@ -469,7 +473,10 @@ apply_window(void)
 	applied = pyr_apply_window(replica, window, origin->encoding, &position);
 	applied_up_to = XactLastCommitEnd;
 	if (!pyr_window_is_empty(window))
+	{
 		is_confirm_due = true;
+		pyr_sequences_note_work();
+	}
 	return applied;
 }
 
@@ -568,6 +575,7 @@ sleep_announced(void)
 		long		copy_due_ms = pyr_tables_due_ms();
 		long		verify_due_ms = pyr_verify_due_ms();
 		long		schema_due_ms = pyr_schema_due_ms();
+		long		sequences_due_ms = pyr_sequences_due_ms();
 		int			events;
 
 		if (pyr_tables_any_missing())
@@ -588,7 +596,8 @@ sleep_announced(void)
 		}
 		if (pyr_status_wait_pending() && !pyr_tables_any_missing())
 			return true;
-		if (pyr_copy_is_due() || pyr_verify_is_due() || pyr_schema_is_due())
+		if (pyr_copy_is_due() || pyr_verify_is_due() || pyr_schema_is_due() ||
+			sequences_due_ms == 0)
 			return true;
 		if (is_confirm_due)
 			left_ms = Min(left_ms, Max(confirm_due_ms(), 1));
@@ -598,6 +607,8 @@ sleep_announced(void)
 			left_ms = Min(left_ms, Max(verify_due_ms, 1));
 		if (schema_due_ms >= 0)
 			left_ms = Min(left_ms, Max(schema_due_ms, 1));
+		if (sequences_due_ms >= 0)
+			left_ms = Min(left_ms, sequences_due_ms);
 		if (has_prepared)
 			left_ms = Min(left_ms, PREPARED_POLL_MS);
 
@@ -670,10 +681,12 @@ work(void)
 	if (!look())
 		return false;
 	pyr_verify_settle();
+	pyr_sequences_settle();
 	if (!pyr_window_fetch_is_under_way())
 		pyr_schema_work(origin);
 	is_behind = !is_in_step || pyr_copy_is_due() || pyr_verify_is_due() ||
-		pyr_schema_is_due() || pyr_window_fetch_is_under_way();
+		pyr_schema_is_due() || pyr_sequences_is_due() ||
+		pyr_window_fetch_is_under_way();
 	if (found_looks > 0 || is_behind)
 		return pace(is_behind);
 	return rest();
