@@ -134,14 +134,15 @@ $$;
 
 -- The columns that they name as key, NULL if none; and the options.  "filter" is a
 -- number made of which rows and columns are logged, as relinfo.c makes it, 0: all.
+-- What makes no sense is no error here: one table must not keep others from slaves.
 CREATE FUNCTION py_log_options(trigger oid,
-	OUT key text[], OUT row_filter text, OUT columns text[], OUT log_old boolean,
+	OUT key text[], OUT row_filter text, OUT columns text, OUT log_old boolean,
 	OUT filter integer)
 LANGUAGE sql STABLE STRICT
 SET search_path = pg_catalog, pg_temp
 AS $$
-	SELECT nullif(t.a[2 : t.n - 1], '{}'), o.row_filter, o.columns::text[],
-		   coalesce(o.log_old::boolean, false),
+	SELECT nullif(t.a[2 : t.n - 1], '{}'), o.row_filter, o.columns,
+		   coalesce(lower(o.log_old) IN ('on', 'true', 'yes', '1', 't', 'y'), false),
 		   CASE WHEN o.row_filter IS NULL AND o.columns IS NULL THEN 0
 				ELSE coalesce(nullif(hashtext(concat(o.row_filter, E'\n', o.columns) COLLATE "C"), 0), 1) END
 	  FROM (SELECT a, coalesce(array_position(a, '', 2), cardinality(a) + 1) AS n
@@ -341,7 +342,7 @@ BEGIN
 	END IF;
 
 	row_filter := @extschema@.py_log_filter(tab, nullif(coalesce(row_filter, was.row_filter), ''));
-	columns := @extschema@.py_log_columns(tab, nullif(coalesce(columns, was.columns), '{}'), key);
+	columns := @extschema@.py_log_columns(tab, nullif(coalesce(columns, was.columns::text[]), '{}'), key);
 
 	options := CASE WHEN log_old THEN '{log_old,on}' ELSE '{}' END::text[]
 		|| CASE WHEN row_filter IS NOT NULL THEN ARRAY['row_filter', row_filter] END
@@ -356,7 +357,7 @@ BEGIN
 	IF existed IS NOT TRUE THEN
 		literals := (SELECT string_agg(quote_literal(x), ', ' ORDER BY n) FROM unnest(args) WITH ORDINALITY AS u(x, n));
 		keeps_oid := was.key = key AND was.row_filter IS NOT DISTINCT FROM row_filter
-			AND was.columns IS NOT DISTINCT FROM columns AND current_setting('server_version_num')::int >= 140000;
+			AND was.columns IS NOT DISTINCT FROM columns::text AND current_setting('server_version_num')::int >= 140000;
 		IF keeps_oid IS NOT TRUE THEN
 			EXECUTE format('DROP TRIGGER IF EXISTS "!py_log_replica_tg" ON %I.%I',
 						   schemaname, tablename);
@@ -552,10 +553,10 @@ BEGIN
 			  JOIN pg_attribute a ON a.attrelid = c.oid AND a.attname = u.name AND NOT a.attisdropped),
 		   (SELECT array_agg(a.attname::text ORDER BY a.attnum)
 			  FROM pg_attribute a WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
-			   AND a.attgenerated <> 'v' AND a.attname = ANY (coalesce(o.columns, ARRAY[a.attname::text]))),
+			   AND a.attgenerated <> 'v' AND a.attname = ANY (coalesce(o.columns::text[], ARRAY[a.attname::text]))),
 		   (SELECT array_agg(a.atttypid ORDER BY a.attnum)
 			  FROM pg_attribute a WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
-			   AND a.attgenerated <> 'v' AND a.attname = ANY (coalesce(o.columns, ARRAY[a.attname::text]))),
+			   AND a.attgenerated <> 'v' AND a.attname = ANY (coalesce(o.columns::text[], ARRAY[a.attname::text]))),
 		   @extschema@.py_log_filter(c.oid, o.row_filter)
 	  FROM @extschema@.py_log_tables l
 	  CROSS JOIN LATERAL @extschema@.py_log_options(l.trigger) o

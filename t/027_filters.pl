@@ -80,6 +80,7 @@ foreach my $case (
 	[ 'n >',                         qr/syntax error/ ],
 	[ 'true; DELETE FROM customer',  qr/it is not a condition/ ],
 	[ 'true) OR (true',              qr/syntax error/ ],
+	[ 'n = 1 / 0',                   qr/division by zero/ ],
 	[ 'true UNION SELECT true',      qr/it is not a condition/ ],
 	[ 'EXISTS (SELECT FROM customer)', qr/cannot use subquery/ ],
 	[ 'count(*) > 1',                qr/aggregate functions are not allowed/ ],
@@ -234,6 +235,19 @@ SQL
 wait_ready('hand');
 $master->safe_psql('postgres', q(SET datestyle = 'German, DMY'; UPDATE hand SET a = a - 5; INSERT INTO hand VALUES (5000, 11, '1.2.2029'), (5001, 11, '1.2.2031')));
 is_filtered('hand', 'id, a', q(a > 10 AND b < '2030-01-01'), 'a filter by hand');
+
+# What makes no sense is the trouble of its table alone.
+on_both($master, $slave, 'CREATE TABLE senseless (id int PRIMARY KEY)');
+$master->safe_psql('postgres', <<'SQL');
+CREATE TRIGGER "!by_hand" AFTER INSERT OR UPDATE OR DELETE ON senseless FOR EACH ROW
+	EXECUTE FUNCTION py_log_replica('senseless', 'id', '', 'row_filter', 'id >', 'columns', '{', 'log_old', 'perhaps');
+NOTIFY replicas;
+SQL
+ok( $slave->poll_query_until('postgres',
+		q(SELECT last_error ~ 'malformed array literal|cannot be used' FROM pyreplica_tables WHERE tablename = 'senseless')),
+	'a trigger with options that make no sense');
+is(status_value($slave, 'errors'), '0', 'keeps nobody else from going on');
+$master->safe_psql('postgres', q(DROP TRIGGER "!by_hand" ON senseless; NOTIFY replicas));
 
 # --- What becomes of a filter when the table changes ---
 

@@ -236,24 +236,27 @@ complain(Relation rel, const char *text, ErrorData *error)
 }
 
 /*
- * As parse_condition, but with settings pinned and errors that name the table.
- * If written_down is not NULL, it becomes the condition as the server writes it.
+ * The condition ready to be evaluated; settings are pinned, and errors name the
+ * table.  If written_down is not NULL, it becomes the condition as the server
+ * writes it.
  */
-static Node *
+static Expr *
 understand(Relation rel, const char *text, char **written_down)
 {
 	MemoryContext context = CurrentMemoryContext;
 	int			nestlevel = pin_settings();
-	Node	   *volatile condition = NULL;
+	Expr	   *volatile planned = NULL;
 
 	PG_TRY();
 	{
-		condition = parse_condition(rel, text);
+		Node	   *condition = parse_condition(rel, text);
+
 		if (written_down != NULL)
 			*written_down = deparse_expression(condition,
 											   deparse_context_for(RelationGetRelationName(rel),
 																   RelationGetRelid(rel)),
 											   false, false);
+		planned = expression_planner((Expr *) condition);
 	}
 	PG_CATCH();
 	{
@@ -268,7 +271,7 @@ understand(Relation rel, const char *text, char **written_down)
 	}
 	PG_END_TRY();
 	AtEOXact_GUC(true, nestlevel);
-	return condition;
+	return planned;
 }
 
 /*
@@ -278,9 +281,8 @@ PyrFilter *
 pyr_filter_create(Relation rel, const char *condition)
 {
 	PyrFilter  *filter = palloc(sizeof(PyrFilter));
-	Expr	   *expr = (Expr *) understand(rel, condition, NULL);
 
-	filter->condition = ExecInitExpr(expression_planner(expr), NULL);
+	filter->condition = ExecInitExpr(understand(rel, condition, NULL), NULL);
 	filter->context = CreateStandaloneExprContext();
 	return filter;
 }
