@@ -376,6 +376,38 @@ SQL
 		]
 	},
 
+	# a border that rows cross, also while they get another key, take a unique
+	# value, or are changed again by a trigger before the log hears of it
+	filtered => {
+		create => 'CREATE TABLE filtered (id int PRIMARY KEY, u int UNIQUE, n int, a text)',
+		also_on_master => <<'SQL',
+CREATE FUNCTION stir() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+	IF NEW.n % 7 = 3 THEN
+		UPDATE filtered SET n = n + 1 WHERE id = NEW.id;
+	ELSIF NEW.n % 11 = 5 THEN
+		DELETE FROM filtered WHERE id = NEW.id;
+		INSERT INTO filtered VALUES (NEW.id, NEW.u, NEW.n + 2, 'again');
+	END IF;
+	RETURN NULL;
+END
+$$;
+CREATE TRIGGER "!a" AFTER INSERT OR UPDATE ON filtered FOR EACH ROW EXECUTE FUNCTION stir();
+SQL
+		filter  => 'n % 3 <> 0',
+		changes => [
+			'INSERT INTO filtered SELECT i, i * 10, :B + i, :T FROM generate_series(:A % 20, :A % 20 + :C % 6) i ON CONFLICT DO NOTHING',
+			'UPDATE filtered SET n = n + 1 WHERE id % 4 = :A % 4',
+			'UPDATE filtered SET n = :B, a = :T WHERE id = :A % 20',
+			'UPDATE filtered SET n = NULL WHERE id = :A % 20',
+			'UPDATE filtered SET a = :T WHERE id % 3 = :A % 3',
+			'UPDATE filtered SET id = (id + 20) % 40, n = n + :B % 3 WHERE id = :A % 40 AND NOT EXISTS (SELECT FROM filtered WHERE id = (:A % 40 + 20) % 40)',
+			'UPDATE filtered SET u = NULL, n = n + 1 WHERE id = :A % 20; UPDATE filtered SET u = :A % 20 * 10, n = n + 1 WHERE id = :B % 20 AND NOT EXISTS (SELECT FROM filtered WHERE u = :A % 20 * 10)',
+			'DELETE FROM filtered WHERE id = :A % 40',
+			'DELETE FROM filtered WHERE id = :A % 40; INSERT INTO filtered VALUES (:A % 40, NULL, :B, :U)',
+		]
+	},
+
 	# tables that are emptied now and then
 	emptied => {
 		create => <<'SQL',
@@ -496,7 +528,7 @@ my %ddl;
 foreach my $name (@tables)
 {
 	my $table = $table{$name};
-	$ddl{master} .= "$table->{create};\n";
+	$ddl{master} .= "$table->{create};\n" . ($table->{also_on_master} // '');
 	$ddl{slave} .= ($table->{slave} // $table->{create}) . ";\n"
 	  . ($table->{also_on_slave} // '');
 }
@@ -511,6 +543,8 @@ log_table($master, @{ $table{$_}{logged} // [$_] }) for @tables;
 # Of some tables the log tells what rows were before.
 $master->safe_psql('postgres', "SELECT py_log_create_tg('$_', log_old => true)")
   for grep { rand() < 0.5 } map { @{ $table{$_}{logged} // [$_] } } @tables;
+$master->safe_psql('postgres', "SELECT py_log_create_tg('$_', row_filter => '$table{$_}{filter}')")
+  for grep { defined $table{$_}{filter} } @tables;
 
 # A slave's ordinary triggers don't fire, and its foreign keys don't act.
 $_->safe_psql($_->name, <<'SQL') for @slaves;
@@ -677,8 +711,11 @@ foreach my $name (@tables)
 }
 $rows{heard} =
   q(SELECT row_number() OVER (ORDER BY id) || ' ' || what AS line FROM heard);
-my $views = join('', map { "CREATE VIEW rows_of_$_ AS $rows{$_};\n" } sort keys %rows)
-  . 'CREATE VIEW fingerprint AS '
+# Of the master's rows those count that are logged.
+$master->safe_psql('postgres', join('',
+	map { "CREATE VIEW rows_of_$_ AS $rows{$_}" . (defined $table{$_}{filter} ? " WHERE $table{$_}{filter}" : '') . ";\n" } sort keys %rows));
+$_->safe_psql($_->name, join('', map { "CREATE VIEW rows_of_$_ AS $rows{$_};\n" } sort keys %rows)) for @slaves;
+my $views = 'CREATE VIEW fingerprint AS '
   . join(
 	' UNION ALL ',
 	map {

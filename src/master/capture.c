@@ -28,6 +28,11 @@
  * the same table that takes one and was captured, deeper down, since those
  * triggers began to be called.
  *
+ * A change that is not logged, because the row is none of those that the table's
+ * filter admits, has an order all the same: the row may have been one of them
+ * before.  Its place is where the next change is logged, before that one; its
+ * rank tells it from others of the same place.
+ *
  *-------------------------------------------------------------------------
  */
 #include "postgres.h"
@@ -64,6 +69,19 @@ PG_FUNCTION_INFO_V1(py_log_replica);
 /* trigger nesting that we keep an eye on; deeper ones count as the deepest */
 #define MAX_DEPTH	32
 
+/*
+ * Where a change belongs: before what is logged at a place, and among the
+ * changes that do, behind those of a lesser rank.
+ */
+typedef struct Place
+{
+	uint64		at;
+	uint64		rank;
+} Place;
+
+/* the place of a change that is logged has no rank: it has it for itself */
+#define NO_RANK		PG_UINT64_MAX
+
 /* the first change of a table that took a unique value */
 typedef struct Taken
 {
@@ -93,7 +111,7 @@ typedef struct VersionKey
 typedef struct Version
 {
 	VersionKey	key;
-	uint64		replaced_at;	/* the change that replaced it is there or
+	Place		replaced_at;	/* the change that replaced it is there or
 								 * behind */
 	uint64		noted;			/* number of this note */
 } Version;
@@ -407,7 +425,7 @@ note_command(CommandId cid)
  * creation may still have to be captured.
  */
 static void
-note_replaced(HeapTuple old, uint64 place)
+note_replaced(HeapTuple old, Place place)
 {
 	VersionKey	key;
 	Version    *version;
@@ -443,7 +461,7 @@ note_replaced(HeapTuple old, uint64 place)
  * has been replaced already, with *before where.
  */
 static bool
-note_created(HeapTuple new, uint64 *before)
+note_created(HeapTuple new, Place *before)
 {
 	Version    *version;
 
@@ -513,20 +531,22 @@ note_taken(Oid relid, uint64 place)
 }
 
 /*
- * Where the first change is that may have taken what this command of the table
- * had set free; "place" if there is none.
+ * Where a change of the table belongs that sets a unique value free, by this
+ * command: before the first one that may have taken it, if that is earlier.
  */
-static uint64
-taken_before(Oid relid, uint64 place)
+static Place
+before_taken(Oid relid, Place before)
 {
 	Firing	   *firing = &order.firing[order.depth];
 
 	for (int i = 0; i < firing->ntaken; i++)
 	{
-		if (firing->taken[i].relid == relid)
-			return firing->taken[i].place;
+		if (firing->taken[i].relid == relid && firing->taken[i].place < before.at)
+			return (Place) {
+				firing->taken[i].place, NO_RANK
+			};
 	}
-	return place;
+	return before;
 }
 
 /*
@@ -534,10 +554,21 @@ taken_before(Oid relid, uint64 place)
  * the given place, if that is earlier.
  */
 static void
-put_before(uint64 start, uint64 before)
+put_before(uint64 start, Place before)
 {
-	if (before < start)
-		pyr_txbuffer_move(start, pyr_txbuffer_size(), before);
+	if (before.at < start)
+		pyr_txbuffer_move(start, pyr_txbuffer_size(), before.at, before.rank);
+}
+
+/*
+ * The place of a change that is about to be logged, or of one that is not.
+ */
+static Place
+next_place(bool is_logged)
+{
+	return (Place) {
+		pyr_txbuffer_size(), is_logged ? NO_RANK : order.notes
+	};
 }
 
 /*
@@ -553,7 +584,7 @@ is_logged(PyrRelInfo *info, TupleTableSlot *row)
  * Logs that the row is there now.  before is where its creation belongs.
  */
 static void
-log_insert(PyrRelInfo *info, TupleTableSlot *row, uint64 before)
+log_insert(PyrRelInfo *info, TupleTableSlot *row, Place before)
 {
 	uint64		start = pyr_txbuffer_size();
 
@@ -566,12 +597,12 @@ log_insert(PyrRelInfo *info, TupleTableSlot *row, uint64 before)
  * Logs that the row is not there any more; before, as above.
  */
 static void
-log_delete(PyrRelInfo *info, TupleTableSlot *row, uint64 before)
+log_delete(PyrRelInfo *info, TupleTableSlot *row, Place before)
 {
 	uint64		start = pyr_txbuffer_size();
 
 	append_change(info, PYR_DELETE, NULL, row, NULL);
-	put_before(start, Min(before, taken_before(info->relid, start)));
+	put_before(start, before_taken(info->relid, before));
 }
 
 /*
@@ -579,7 +610,7 @@ log_delete(PyrRelInfo *info, TupleTableSlot *row, uint64 before)
  */
 static void
 log_update(PyrRelInfo *info, Bitmapset *changed, TupleTableSlot *old,
-		   TupleTableSlot *new, uint64 before)
+		   TupleTableSlot *new, Place before)
 {
 	uint64		start = pyr_txbuffer_size();
 
@@ -593,7 +624,7 @@ log_update(PyrRelInfo *info, Bitmapset *changed, TupleTableSlot *old,
 	append_change(info, PYR_UPDATE, changed, old, new);
 	if (bms_overlap(changed, info->unique))
 	{
-		before = Min(before, taken_before(info->relid, start));
+		before = before_taken(info->relid, before);
 		note_taken(info->relid, start);
 	}
 	put_before(start, before);
@@ -603,7 +634,7 @@ static void
 capture_insert(TriggerData *trigdata, PyrRelInfo *info)
 {
 	HeapTuple	row = trigdata->tg_trigtuple;
-	uint64		before = pyr_txbuffer_size();
+	Place		before = next_place(true);
 
 	note_firing(HeapTupleHeaderGetCmin(row->t_data));
 	(void) note_created(row, &before);
@@ -618,16 +649,17 @@ capture_update(TriggerData *trigdata, PyrRelInfo *info)
 	HeapTuple	new = trigdata->tg_newtuple;
 	TupleTableSlot *old_row = trigdata->tg_trigslot;
 	TupleTableSlot *new_row = trigdata->tg_newslot;
-	uint64		start = pyr_txbuffer_size();
-	uint64		before = start;
 	bool		was_logged = is_logged(info, old_row);
 	bool		is_now = is_logged(info, new_row);
 	Bitmapset  *changed = NULL;
+	Place		place;
+	Place		before;
 
 	note_firing(HeapTupleHeaderGetCmin(new->t_data));
-	(void) note_created(new, &before);
 	if (was_logged && is_now)
 		changed = changed_columns(info, old_row, new_row);
+	before = place = next_place(was_logged != is_now || !bms_is_empty(changed));
+	(void) note_created(new, &before);
 	if (was_logged == is_now && bms_is_empty(changed))
 	{
 		/*
@@ -645,7 +677,7 @@ capture_update(TriggerData *trigdata, PyrRelInfo *info)
 		log_delete(info, old_row, before);
 	else
 		log_update(info, changed, old_row, new_row, before);
-	note_replaced(trigdata->tg_trigtuple, start);
+	note_replaced(trigdata->tg_trigtuple, place);
 	note_command(HeapTupleHeaderGetCmin(new->t_data));
 }
 
@@ -653,12 +685,13 @@ static void
 capture_delete(TriggerData *trigdata, PyrRelInfo *info)
 {
 	HeapTuple	row = trigdata->tg_trigtuple;
-	uint64		start = pyr_txbuffer_size();
+	bool		was_logged = is_logged(info, trigdata->tg_trigslot);
+	Place		place = next_place(was_logged);
 
 	note_firing(HeapTupleHeaderGetCmax(row->t_data));
-	if (is_logged(info, trigdata->tg_trigslot))
-		log_delete(info, trigdata->tg_trigslot, start);
-	note_replaced(row, start);
+	if (was_logged)
+		log_delete(info, trigdata->tg_trigslot, place);
+	note_replaced(row, place);
 	note_command(HeapTupleHeaderGetCmax(row->t_data));
 }
 

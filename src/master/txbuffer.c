@@ -36,7 +36,8 @@ typedef struct Move
 {
 	uint64		start;			/* these bytes ... */
 	uint64		end;
-	uint64		before;			/* ... come before the one here */
+	uint64		before;			/* ... come before the one here, */
+	uint64		rank;			/* and behind those of a lesser rank */
 } Move;
 
 typedef struct TxBuffer
@@ -198,10 +199,10 @@ pyr_txbuffer_cut(uint64 size)
 
 /*
  * Remembers that the bytes start..end (the ones appended last) belong before
- * those at "before".
+ * those at "before"; if several do, in the order of their rank.
  */
 void
-pyr_txbuffer_move(uint64 start, uint64 end, uint64 before)
+pyr_txbuffer_move(uint64 start, uint64 end, uint64 before, uint64 rank)
 {
 	Assert(before < start && start < end && end == buffer->size);
 
@@ -218,7 +219,7 @@ pyr_txbuffer_move(uint64 start, uint64 end, uint64 before)
 		buffer->maxmoves = wanted;
 	}
 	buffer->moves[buffer->nmoves++] = (Move) {
-		start, end, before
+		start, end, before, rank
 	};
 }
 
@@ -260,6 +261,8 @@ compare_before(const void *a, const void *b)
 
 	if (left->before != right->before)
 		return left->before < right->before ? -1 : 1;
+	if (left->rank != right->rank)
+		return left->rank < right->rank ? -1 : 1;
 	/* same place: the one captured first comes first */
 	return left->start < right->start ? -1 : left->start > right->start;
 }
