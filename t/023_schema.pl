@@ -315,6 +315,28 @@ on_master('GRANT SELECT ON secret TO pyreplica');
 wait_created(10);
 is_same($master, $slave, 'secret', 'once granted, the table comes');
 
+# A table whose rows cannot be copied has to wait for its indexes; another one has
+# not.
+on_master(<<'SQL');
+ALTER ROLE pyreplica NOBYPASSRLS;
+CREATE TABLE guarded (id int PRIMARY KEY, a int);
+CREATE INDEX ON guarded (a);
+ALTER TABLE guarded ENABLE ROW LEVEL SECURITY;
+INSERT INTO guarded VALUES (1, 1);
+CREATE TABLE plain (id int PRIMARY KEY, a int REFERENCES guarded);
+CREATE INDEX ON plain (a);
+INSERT INTO plain VALUES (1, 1);
+SQL
+follow([ 'public', 'guarded' ], [ 'public', 'plain' ]);
+ok( $slave->poll_query_until('postgres',
+		q(SELECT to_regclass('plain_a_idx') IS NOT NULL AND definitions_left = 1 FROM pyreplica_tables WHERE tablename = 'plain')),
+	'a table has its index');
+is( on_slave(q(SELECT state, definitions_left, to_regclass('guarded_a_idx') IS NULL FROM pyreplica_tables WHERE tablename = 'guarded')),
+	'error|2|t', 'one that could not be copied has not');
+is(on_slave('SELECT count(*) FROM pyreplica_definition WHERE last_error IS NOT NULL'), '0', 'and a foreign key to it waits, too');
+on_master('ALTER ROLE pyreplica BYPASSRLS');
+wait_created(12);
+
 # What cannot be created here is told by its name.
 on_master('CREATE FUNCTION broken(int) RETURNS int LANGUAGE internal AS $$int4um$$; CREATE TABLE uses (id int PRIMARY KEY DEFAULT broken(1)); GRANT SELECT ON uses TO pyreplica');
 on_master(q(SELECT py_log_create_tg('uses')));
@@ -324,7 +346,7 @@ ok( $slave->poll_query_until('postgres',
   or diag(on_slave('SELECT * FROM pyreplica_tables'));
 is(on_slave(q(SELECT to_regclass('uses') IS NULL)), 't', 'nothing is half there');
 on_slave('CREATE FUNCTION broken(int) RETURNS int LANGUAGE internal AS $$int4um$$');
-wait_created(11);
+wait_created(13);
 is_same($master, $slave, 'uses', 'it comes when somebody else has created that');
 
 is(count_log($_, 0, qr/$password/), 0, 'the password is not in the log of ' . $_->name) for $master, $slave;
