@@ -146,15 +146,21 @@ sub kill_worker
 	my @loads = map { start_looping($master, 'pgbench', '-n', '-R', 100, '-T', 60, '-D', "table=$_", '-f', $script) } @tables;
 	log_together(@tables);
 	copier();
-	my $killed;
-	poll_until(
-		sub {
-			$killed = $slave->safe_psql('postgres', <<"SQL");
-SELECT pg_terminate_backend(pid) FROM pg_stat_activity
- WHERE backend_type = 'pyreplica worker' AND $when AND EXISTS ($who)
+	my $killed = $slave->safe_psql('postgres', <<"SQL");
+DO \$\$
+BEGIN
+	FOR i IN 1 .. 20000 LOOP
+		PERFORM pg_stat_clear_snapshot();
+		PERFORM set_config('test.killed', pg_terminate_backend(pid)::text, false) FROM pg_stat_activity
+		  WHERE backend_type = 'pyreplica worker' AND $when AND EXISTS ($who);
+		EXIT WHEN FOUND;
+		PERFORM pg_sleep(0.003);
+	END LOOP;
+END
+\$\$;
+SELECT current_setting('test.killed', true);
 SQL
-		});
-	is($killed, 't', "the worker was killed with $when");
+	is($killed, 'true', "the worker was killed with $when");
 	stop_looping($_) for @loads;
 	wait_ready($slave, $ntables);
 	wait_caught_up($slave);
