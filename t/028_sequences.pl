@@ -76,7 +76,7 @@ foreach my $table (sort keys %sequence)
 }
 is(value($slave, 'not_logged_id_seq'), '1', 'that of a table that is not replicated is not');
 is(value($slave, 'other_steps_id_seq'), '1', 'nor one that makes other values than the master\'s');
-is(count_log($slave, 0, qr/some sequences do not follow the master's/), 1, 'which is told once');
+is(count_log($slave, 0, qr/DETAIL:  .*other_steps_id_seq makes other values/), 1, 'which is told once');
 like(slurp_file($slave->logfile), qr/DETAIL:  public\.master_only_id_seq does not exist on the slave\. public\.other_steps_id_seq makes other values than on the master\./, 'with the reasons');
 
 # A few more values change nothing, many do.  And it does not go back, not even if
