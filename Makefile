@@ -52,6 +52,12 @@ OBJS = \
 	src/slave/target.o \
 	src/slave/statement.o \
 	src/slave/sets.o \
+	src/slave/author.o \
+	src/slave/policy.o \
+	src/slave/look.o \
+	src/slave/conflict.o \
+	src/slave/history.o \
+	src/slave/skip.o \
 	src/slave/apply.o \
 	src/slave/position.o \
 	src/slave/local.o

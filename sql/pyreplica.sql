@@ -1210,7 +1210,8 @@ CREATE TABLE pyreplica_position (
 	"position"	pg_snapshot NOT NULL,
 	wal			pg_lsn NOT NULL,
 	confirmed	pg_snapshot,
-	changed_at	timestamptz NOT NULL
+	changed_at	timestamptz NOT NULL,
+	began_at	timestamptz NOT NULL
 ) WITH (fillfactor = 50);
 SELECT pg_catalog.pg_extension_config_dump('@extschema@.pyreplica_position', '');
 COMMENT ON TABLE pyreplica_position IS
@@ -1219,6 +1220,7 @@ COMMENT ON COLUMN pyreplica_position.system_identifier IS 'of the master';
 COMMENT ON COLUMN pyreplica_position."position" IS 'the master''s snapshot that the rows here equal';
 COMMENT ON COLUMN pyreplica_position.wal IS 'write-ahead log position of the master at that time';
 COMMENT ON COLUMN pyreplica_position.confirmed IS 'the last position that the master is known to remember';
+COMMENT ON COLUMN pyreplica_position.began_at IS 'what was written here before is no conflict';
 
 -- The tables that each replica follows.  Written by its worker alone, in the
 -- transactions that change what it tells.
@@ -1296,6 +1298,101 @@ CREATE TABLE pyreplica_sequence (
 );
 COMMENT ON TABLE pyreplica_sequence IS
 'pyreplica: the values that sequences were given by pyreplica_sync_sequences, and why some were left alone';
+
+-- Who wins conflicts in a table; where there is no row, the setting of the
+-- replica tells.
+CREATE TABLE pyreplica_conflict_resolution (
+	schemaname	text,
+	tablename	text,
+	resolution	text NOT NULL CHECK (resolution IN ('error', 'apply_remote', 'keep_local', 'last_update_wins')),
+	column_name	text CHECK (column_name IS NULL OR resolution = 'last_update_wins'),
+	PRIMARY KEY (schemaname, tablename)
+);
+SELECT pg_catalog.pg_extension_config_dump('@extschema@.pyreplica_conflict_resolution', '');
+COMMENT ON TABLE pyreplica_conflict_resolution IS
+'pyreplica: who wins conflicts in a table; to be changed with pyreplica_set_conflict_resolution';
+
+-- What conflicts there were, each written in the transaction that settled it.
+CREATE TABLE pyreplica_conflicts (
+	at			timestamptz NOT NULL DEFAULT pg_catalog.clock_timestamp(),
+	replica		text NOT NULL,
+	schemaname	text NOT NULL,
+	tablename	text NOT NULL,
+	key			text[],
+	kind		text NOT NULL,
+	local_row	jsonb,
+	local_origin text,
+	local_at	timestamptz,
+	remote_row	jsonb,
+	statement	text,
+	outcome		text NOT NULL,
+	commitno	bigint NOT NULL,
+	xid			xid8 NOT NULL,
+	master_at	timestamptz NOT NULL
+);
+CREATE INDEX pyreplica_conflicts_at ON pyreplica_conflicts (at);
+COMMENT ON TABLE pyreplica_conflicts IS
+'pyreplica: changes of the master that met rows which they did not expect, and what was done';
+COMMENT ON COLUMN pyreplica_conflicts.kind IS 'as PostgreSQL 18 names them, and skipped';
+COMMENT ON COLUMN pyreplica_conflicts.local_row IS 'as it was here; an array if there were several';
+COMMENT ON COLUMN pyreplica_conflicts.local_origin IS 'who wrote it last: "local" or another replica; null: not known';
+COMMENT ON COLUMN pyreplica_conflicts.remote_row IS 'the key, and the columns that the master set';
+COMMENT ON COLUMN pyreplica_conflicts.statement IS 'of what was skipped: the change as SQL';
+COMMENT ON COLUMN pyreplica_conflicts.outcome IS 'applied remote, kept local, passed over (there was no row), skipped';
+COMMENT ON COLUMN pyreplica_conflicts.commitno IS 'of the master''s transaction, as xid and master_at are';
+
+CREATE TABLE pyreplica_conflict_counts (
+	replica		text,
+	schemaname	text,
+	tablename	text,
+	kind		text,
+	count		bigint NOT NULL,
+	last_at		timestamptz NOT NULL,
+	PRIMARY KEY (replica, schemaname, tablename, kind)
+) WITH (fillfactor = 50);
+COMMENT ON TABLE pyreplica_conflict_counts IS
+'pyreplica: how many conflicts of each kind a table has had, ever';
+
+-- The transaction that cannot be applied, while that is so.
+CREATE TABLE pyreplica_failure (
+	replica		text PRIMARY KEY,
+	commitno	bigint NOT NULL,
+	xid			xid8 NOT NULL,
+	number		bigint NOT NULL,
+	changes		bigint NOT NULL DEFAULT 0,
+	message		text NOT NULL,
+	detail		text,
+	hint		text,
+	master_at	timestamptz NOT NULL,
+	first_at	timestamptz NOT NULL DEFAULT pg_catalog.now(),
+	last_at		timestamptz NOT NULL DEFAULT pg_catalog.now(),
+	times		bigint NOT NULL DEFAULT 1
+);
+COMMENT ON TABLE pyreplica_failure IS
+'pyreplica: the master''s transaction that a replica cannot apply, if there is one';
+COMMENT ON COLUMN pyreplica_failure.number IS 'which of its changes fails; see pyreplica_failure_change';
+COMMENT ON COLUMN pyreplica_failure.changes IS 'how many it has';
+
+CREATE TABLE pyreplica_failure_change (
+	replica		text,
+	number		bigint,
+	schemaname	text NOT NULL,
+	tablename	text NOT NULL,
+	statement	text NOT NULL,
+	PRIMARY KEY (replica, number)
+);
+COMMENT ON TABLE pyreplica_failure_change IS
+'pyreplica: the changes of that transaction as SQL (the first thousand, and the one that fails)';
+
+-- What somebody wants to have passed over; the worker deletes it with that.
+CREATE TABLE pyreplica_skip_request (
+	replica		text PRIMARY KEY,
+	commitno	bigint NOT NULL,
+	xid			xid8 NOT NULL,
+	number		bigint,
+	requested_by text NOT NULL DEFAULT session_user,
+	requested_at timestamptz NOT NULL DEFAULT pg_catalog.now()
+);
 
 CREATE VIEW pyreplica_tables AS
 SELECT t.replica, t.schemaname, t.tablename,
@@ -1404,6 +1501,108 @@ END
 $$;
 COMMENT ON FUNCTION pyreplica_resync(regclass, text) IS
 'copies a table anew, over what is here: its rows are made equal to the master''s, range by range';
+
+CREATE FUNCTION pyreplica_own(xid) RETURNS boolean
+AS 'MODULE_PATHNAME', 'pyreplica_own' LANGUAGE C STABLE STRICT PARALLEL UNSAFE;
+COMMENT ON FUNCTION pyreplica_own(xid) IS
+'for the worker''s statements: whether it takes that transaction for its own';
+
+CREATE FUNCTION pyreplica_set_conflict_resolution(tablename regclass, resolution text, column_name text DEFAULT NULL)
+RETURNS void
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $$
+#variable_conflict use_column
+DECLARE
+	nspname	text;
+	relname	text;
+BEGIN
+	SELECT n.nspname, c.relname INTO nspname, relname
+	  FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+	 WHERE c.oid = pyreplica_set_conflict_resolution.tablename;
+	IF resolution NOT IN ('error', 'apply_remote', 'keep_local', 'last_update_wins') THEN
+		RAISE EXCEPTION 'invalid conflict resolution "%"', resolution
+			USING ERRCODE = 'invalid_parameter_value',
+			HINT = 'It is one of error, apply_remote, keep_local and last_update_wins; null: as pyreplica.conflict_resolution says.';
+	END IF;
+	IF pyreplica_set_conflict_resolution.column_name IS NOT NULL THEN
+		IF resolution IS DISTINCT FROM 'last_update_wins' THEN
+			RAISE EXCEPTION 'a column can only tell who wins with last_update_wins'
+				USING ERRCODE = 'invalid_parameter_value';
+		END IF;
+		IF NOT EXISTS (SELECT FROM pg_attribute a
+						WHERE a.attrelid = pyreplica_set_conflict_resolution.tablename
+						  AND a.attname = pyreplica_set_conflict_resolution.column_name
+						  AND a.attnum > 0 AND NOT a.attisdropped) THEN
+			RAISE EXCEPTION 'column "%" of table "%.%" does not exist',
+				pyreplica_set_conflict_resolution.column_name, nspname, relname
+				USING ERRCODE = 'undefined_column';
+		END IF;
+	END IF;
+	IF resolution IS NULL THEN
+		DELETE FROM @extschema@.pyreplica_conflict_resolution r
+		 WHERE r.schemaname = nspname AND r.tablename = relname;
+	ELSE
+		INSERT INTO @extschema@.pyreplica_conflict_resolution
+		VALUES (nspname, relname, pyreplica_set_conflict_resolution.resolution, pyreplica_set_conflict_resolution.column_name)
+		ON CONFLICT (schemaname, tablename) DO UPDATE
+		   SET resolution = excluded.resolution, column_name = excluded.column_name;
+	END IF;
+	PERFORM @extschema@.pyreplica_wake();
+END
+$$;
+COMMENT ON FUNCTION pyreplica_set_conflict_resolution(regclass, text, text) IS
+'says who wins conflicts in a table: error, apply_remote, keep_local, last_update_wins (by a column, if one is named; else by commit timestamps); null: as pyreplica.conflict_resolution says';
+
+CREATE FUNCTION pyreplica_skip(replica text, commitno bigint, xid xid8 DEFAULT NULL,
+	number bigint DEFAULT NULL, really boolean DEFAULT false,
+	OUT change bigint, OUT "table" text, OUT statement text, OUT what text)
+RETURNS SETOF record
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $$
+#variable_conflict use_column
+DECLARE
+	failure	record;
+BEGIN
+	SELECT * INTO failure FROM @extschema@.pyreplica_failure f
+	 WHERE f.replica = pyreplica_skip.replica;
+	IF NOT FOUND THEN
+		RAISE EXCEPTION 'replica "%" has no transaction that fails', pyreplica_skip.replica
+			USING ERRCODE = 'object_not_in_prerequisite_state',
+			HINT = 'pyreplica_failure shows the replicas that have one.';
+	END IF;
+	IF failure.commitno <> pyreplica_skip.commitno
+	   OR failure.xid <> coalesce(pyreplica_skip.xid, failure.xid) THEN
+		RAISE EXCEPTION 'that is not the transaction that fails'
+			USING ERRCODE = 'object_not_in_prerequisite_state',
+			DETAIL = format('The one that replica "%s" cannot apply has commit number %s and transaction id %s.', failure.replica, failure.commitno, failure.xid);
+	END IF;
+	IF NOT pyreplica_skip.number BETWEEN 1 AND failure.changes THEN
+		RAISE EXCEPTION 'the transaction has no change %', pyreplica_skip.number
+			USING ERRCODE = 'invalid_parameter_value',
+			DETAIL = format('It has %s changes; number %s fails.', failure.changes, failure.number);
+	END IF;
+	IF really THEN
+		INSERT INTO @extschema@.pyreplica_skip_request (replica, commitno, xid, number)
+		VALUES (failure.replica, failure.commitno, failure.xid, pyreplica_skip.number)
+		ON CONFLICT (replica) DO UPDATE
+		   SET commitno = excluded.commitno, xid = excluded.xid, number = excluded.number,
+			   requested_by = excluded.requested_by, requested_at = excluded.requested_at;
+	END IF;
+	RETURN QUERY
+	SELECT c.number, format('%I.%I', c.schemaname, c.tablename), c.statement,
+		   CASE WHEN pyreplica_skip.number <> c.number THEN 'stays'
+				WHEN really THEN 'will be passed over'
+				ELSE 'would be passed over' END
+		   || CASE WHEN c.number = failure.number THEN ': ' || failure.message ELSE '' END
+	  FROM @extschema@.pyreplica_failure_change c
+	 WHERE c.replica = failure.replica
+	 ORDER BY c.number;
+END
+$$;
+COMMENT ON FUNCTION pyreplica_skip(text, bigint, xid8, bigint, boolean) IS
+'shows the changes of the master''s transaction that cannot be applied; really: has it, or one change of it, passed over at the next try';
 
 CREATE FUNCTION pyreplica_verify_run(replica text, schemaname text, tablename text, repair boolean)
 RETURNS bigint
@@ -1547,7 +1746,10 @@ REVOKE ALL ON replica_log, replica_log_1, replica_log_2, replica_log_3,
 	replica_log_sql, replica_log_state, replica_slave, pyreplica_slaves,
 	pyreplica_position, pyreplica_status, py_log_tables, pyreplica_table,
 	pyreplica_tables, pyreplica_definition, pyreplica_difference, replica_dump,
-	py_log_sequence_use, pyreplica_sequence FROM PUBLIC;
+	py_log_sequence_use, pyreplica_sequence,
+	pyreplica_conflict_resolution, pyreplica_conflicts,
+	pyreplica_conflict_counts, pyreplica_failure, pyreplica_failure_change,
+	pyreplica_skip_request FROM PUBLIC;
 REVOKE ALL ON SEQUENCE replica_log_current FROM PUBLIC;
 REVOKE ALL ON FUNCTION
 	py_log_changes(bytea), py_log_replica(),
@@ -1567,7 +1769,10 @@ REVOKE ALL ON FUNCTION
 	pyreplica_sync_run(text), pyreplica_sync_sequences(text),
 	pyreplica_status(), pyreplica_wake(), pyreplica_resync(regclass, text),
 	pyreplica_followers(text, text), pyreplica_refuse_shared(text, text, text[]),
+	pyreplica_set_conflict_resolution(regclass, text, text),
+	pyreplica_skip(text, bigint, xid8, bigint, boolean),
 	pyreplica_verify_run(text, text, text, boolean), pyreplica_verify(regclass, text, boolean)
 FROM PUBLIC;
-GRANT SELECT ON pyreplica_slaves, pyreplica_status, pyreplica_tables, pyreplica_difference TO pg_monitor;
+GRANT SELECT ON pyreplica_slaves, pyreplica_status, pyreplica_tables, pyreplica_difference,
+	pyreplica_conflict_resolution, pyreplica_conflict_counts TO pg_monitor;
 GRANT EXECUTE ON FUNCTION pyreplica_status(), py_log_slave_pid(text) TO pg_monitor;

@@ -151,7 +151,7 @@ UPDATE other SET n = n + 1
 SQL
 fails_at(
 	'a duplicate key',
-	qr/duplicate key value violates unique constraint "account_pkey".*Key \(id\)=\(6000\)/s,
+	qr/conflict insert_exists on table "public\.account" \(id='6000'\).*unique index "account_pkey"/s,
 	q(INSERT into table "public.account" (id='6000')),
 	ask($master, q(SELECT xid FROM replica_log_sql WHERE statement ~ 'INSERT.*account.*''6000''')));
 is(content($slave, 'account') . content($slave, 'other'),
@@ -171,7 +171,7 @@ UPDATE account SET a = 'taken' WHERE id = 2500 AND i = 25
 SQL
 fails_at(
 	'a duplicate value',
-	qr/duplicate key value violates unique constraint "account_a_key".*Key \(a\)=\(taken\)/s,
+	qr/conflict update_exists on table "public\.account" \(id='2500'\).*unique index "account_a_key"/s,
 	q(UPDATE of table "public.account" (id='2500')),
 	ask($master, q(SELECT xid FROM replica_log_sql WHERE statement ~ 'UPDATE.*account.*taken')));
 is(content($slave, 'account') . content($slave, 'other'),

@@ -182,13 +182,6 @@ typedef CopyState CopyFromState;
 #define pyr_copy_without_defaults(state) ((void) (state))
 #endif
 
-/* 15 brought NULLS NOT DISTINCT */
-#if PG_VERSION_NUM >= 150000
-#define pyr_index_nulls_equal(index) ((index)->rd_index->indnullsnotdistinct)
-#else
-#define pyr_index_nulls_equal(index) (false)
-#endif
-
 /* 15 gave it block sizes that grow */
 #if PG_VERSION_NUM >= 150000
 #define pyr_generation_context(parent, name) \
@@ -215,6 +208,42 @@ typedef CopyState CopyFromState;
 #else
 #define pyr_lock_try(tag, mode) \
 	LockAcquireExtended(tag, mode, false, true, false, NULL)
+#endif
+
+/* 16 lets a session share another one's origin; ours does not */
+#include "replication/origin.h"
+#if PG_VERSION_NUM >= 160000
+#define pyr_origin_session_setup(id) replorigin_session_setup(id, 0)
+#else
+#define pyr_origin_session_setup(id) replorigin_session_setup(id)
+#endif
+
+/* 18 gave active origins a limit of their own */
+#if PG_VERSION_NUM >= 180000
+#define PYR_MAX_ORIGINS max_active_replication_origins
+#define PYR_MAX_ORIGINS_NAME "max_active_replication_origins"
+#else
+#include "replication/slot.h"
+#define PYR_MAX_ORIGINS max_replication_slots
+#define PYR_MAX_ORIGINS_NAME "max_replication_slots"
+#endif
+
+/* 15 brought unique indexes in which null is equal to null */
+#if PG_VERSION_NUM >= 150000
+#define pyr_index_nulls_equal(form) ((form)->indnullsnotdistinct)
+#else
+#define pyr_index_nulls_equal(form) (false)
+#endif
+
+/* 16 put the checks of rights under one name */
+#include "utils/acl.h"
+#if PG_VERSION_NUM >= 160000
+#include "catalog/pg_namespace.h"
+#define pyr_may_use_schema(schema, role) \
+	(object_aclcheck(NamespaceRelationId, schema, role, ACL_USAGE) == ACLCHECK_OK)
+#else
+#define pyr_may_use_schema(schema, role) \
+	(pg_namespace_aclcheck(schema, role, ACL_USAGE) == ACLCHECK_OK)
 #endif
 
 /* 18 brought generated columns that are not stored */

@@ -89,6 +89,22 @@ int			window_memory_kb = 64 * 1024;
  */
 int			apply_mode = PYR_APPLY_AUTO;
 
+/*
+ * Slave: what becomes of a change that meets a row which it does not expect
+ * (PyrResolution).  A table can have another one, see slave/policy.c.
+ */
+int			conflict_resolution = PYR_RESOLVE_ERROR;
+
+/*
+ * Slave: a row whose last writer was not the replica is such a row, even if the
+ * log does not tell what it should look like.  keep_local and last_update_wins
+ * imply it.  Needs track_commit_timestamp.
+ */
+bool		detect_origin = false;
+
+/* Slave: how long pyreplica_conflicts is kept; 0: for ever. */
+int			conflict_retention_s = 30 * 24 * 3600;
+
 /* Slave: ceiling of the growing pause before a failed thing is tried again. */
 int			retry_interval_max_ms = 30 * 1000;
 
@@ -137,6 +153,18 @@ static const struct config_enum_entry apply_mode_options[] = {
 	{"strict", PYR_APPLY_STRICT, false},
 	{NULL, 0, false}
 };
+
+static const struct config_enum_entry resolution_options[] = {
+	{"inherit", INHERIT, false},
+	{"error", PYR_RESOLVE_ERROR, false},
+	{"apply_remote", PYR_RESOLVE_REMOTE, false},
+	{"keep_local", PYR_RESOLVE_LOCAL, false},
+	{"last_update_wins", PYR_RESOLVE_LAST, false},
+	{NULL, 0, false}
+};
+
+/* the same without inherit */
+const struct config_enum_entry *const pyr_resolution_options = resolution_options + 1;
 
 typedef enum SettingType
 {
@@ -267,6 +295,20 @@ static const Setting settings[] = {
 				 PYR_APPLY_AUTO, apply_mode_options,
 				 "Applies changes in sets where possible, or one by one in strict order.",
 				 NULL),
+
+	ENUM_SETTING("conflict_resolution", conflict_resolution,
+				 PYR_RESOLVE_ERROR, resolution_options,
+				 "Who wins when a change meets a row that it does not expect.",
+				 "A table can have another one, see pyreplica_set_conflict_resolution()."),
+
+	BOOL_SETTING("detect_origin", detect_origin, false,
+				 "Takes changes of rows that somebody else wrote last for conflicts.",
+				 "Needs track_commit_timestamp."),
+
+	INT_SETTING("conflict_retention", conflict_retention_s,
+				30 * 24 * 3600, 0, INT_MAX, GUC_UNIT_S,
+				"How long pyreplica_conflicts is kept; 0: for ever.",
+				NULL),
 
 	INT_SETTING("retry_interval_max", retry_interval_max_ms,
 				30 * 1000, 500, INT_MAX, GUC_UNIT_MS,

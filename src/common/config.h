@@ -8,6 +8,8 @@
 #ifndef PYR_CONFIG_H
 #define PYR_CONFIG_H
 
+#include "utils/guc.h"
+
 typedef enum PyrApplyMode
 {
 	PYR_APPLY_AUTO,				/* sets; strict order where needed */
@@ -16,6 +18,17 @@ typedef enum PyrApplyMode
 
 /* most that pyreplica.copy_workers can be */
 #define PYR_COPY_WORKERS_MAX	16
+
+/* who wins when a change meets a row that it does not expect */
+typedef enum PyrResolution
+{
+	PYR_RESOLVE_ERROR,			/* nobody: it stops the replica */
+	PYR_RESOLVE_REMOTE,			/* the master */
+	PYR_RESOLVE_LOCAL,			/* the slave */
+	PYR_RESOLVE_LAST			/* the later of the two */
+} PyrResolution;
+
+extern const struct config_enum_entry *const pyr_resolution_options;
 
 /* master */
 extern int	capture_memory_kb;
@@ -34,6 +47,9 @@ extern int	sequence_margin;
 extern int	keepalive_ms;
 extern int	window_memory_kb;
 extern int	apply_mode;
+extern int	conflict_resolution;
+extern bool detect_origin;
+extern int	conflict_retention_s;
 extern int	retry_interval_max_ms;
 extern bool log_statements;
 

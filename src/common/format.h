@@ -63,7 +63,8 @@
  * Integers are in network byte order, as their types' send functions write
  * them; so SQL can make blocks as well.  "snapshot" is where the window ends,
  * as text, and "wal" is how far the master's write-ahead log was safe then.
- * "at" is a timestamptz, and "bytes" are what the entry has in "changes".
+ * "at" is a timestamptz, of the commit itself where the master keeps it
+ * (track_commit_timestamp), and "bytes" are what the entry has in "changes".
  * Entries come in the order of (commitno, xid, part), and one is never divided
  * between blocks.
  *

@@ -151,3 +151,20 @@ pyr_has_exclusion(Relation rel)
 {
 	return visit_indexes(rel, is_exclusion, NULL);
 }
+
+static bool
+is_deferrable(HeapTuple tuple pg_attribute_unused(), Form_pg_index index,
+			  void *arg pg_attribute_unused())
+{
+	return (index->indisunique || index->indisexclusion) &&
+		!index->indimmediate;
+}
+
+/*
+ * Whether one of the table's constraints is looked at later than at once.
+ */
+bool
+pyr_has_deferrable(Relation rel)
+{
+	return visit_indexes(rel, is_deferrable, NULL);
+}

@@ -28,6 +28,7 @@
  */
 #include "postgres.h"
 
+#include "access/commit_ts.h"
 #include "access/genam.h"
 #include "access/relscan.h"
 #include "access/table.h"
@@ -318,6 +319,24 @@ find_mark(Reader *reader, int marks, Datum *snapshot)
 }
 
 /*
+ * When the transaction committed.  If the server keeps that, it is the time that
+ * the rows have here, too: whoever has to tell which of two updates is the last
+ * must come to the same answer on both sides.  An entry only has the time just
+ * before.
+ */
+static TimestampTz
+commit_time(uint64 xid, TimestampTz before)
+{
+	TimestampTz at;
+	RepOriginId origin;
+
+	if (!track_commit_timestamp ||
+		!TransactionIdGetCommitTsData((TransactionId) xid, &at, &origin))
+		return before;
+	return at;
+}
+
+/*
  * Writes an entry as it is in a block.
  */
 static void
@@ -329,7 +348,8 @@ append_entry(StringInfo block, const Located *entry, TupleTableSlot *slot)
 	enlargeStringInfo(block, PYR_ENTRY_HEAD_BYTES + len);
 	pq_writeint64(block, entry->commitno);
 	pq_writeint64(block, entry->xid);
-	pq_writeint64(block, DatumGetTimestampTz(get_column(slot, PYR_COL_AT)));
+	pq_writeint64(block, commit_time(entry->xid,
+									 DatumGetTimestampTz(get_column(slot, PYR_COL_AT))));
 	pq_writeint32(block, entry->part);
 	pq_writeint32(block, len);
 	memcpy(block->data + block->len, VARDATA_ANY(changes), len);

@@ -12,10 +12,10 @@
  *
  * Sets come first, within a subtransaction.  If anything goes wrong, or
  * rows are not where they should be, it is rolled back and the window applied
- * in strict order, where it turns out which change is to blame.  A row that
- * is to be updated or deleted and is not there is a conflict: it is counted,
- * logged and passed over.  Everything else that goes wrong is an error, which
- * rolls the whole window back.
+ * in strict order, where it turns out which change is to blame.  Rows that are
+ * not what the change expects are conflicts, see conflict.c.  Everything else
+ * that goes wrong is an error, which rolls the whole window back; see skip.c for
+ * the way on.
  *
  * Tables where more than the net effect matters are applied one by one also
  * within sets, see target.c.
@@ -32,12 +32,15 @@
 #include "miscadmin.h"
 #include "pgstat.h"
 #include "slave/apply.h"
+#include "slave/author.h"
 #include "slave/collision.h"
+#include "slave/conflict.h"
 #include "slave/copy.h"
 #include "slave/local.h"
 #include "slave/mend.h"
 #include "slave/merge.h"
 #include "slave/sets.h"
+#include "slave/skip.h"
 #include "slave/statement.h"
 #include "slave/target.h"
 #include "utils/builtins.h"
@@ -46,19 +49,21 @@
 #include "utils/timestamp.h"
 
 #define REPORT_INTERVAL_MS	200
-#define KEY_LEN_MAX			300
-
 /* when the decoder remembers so many shapes, it begins anew */
 #define SHAPES_MAX			20000
-
-/* so many conflicts of a window are told one by one */
-#define CONFLICTS_TOLD_MAX	1000
 
 /*
  * A window of fewer bytes is applied in order at once: it has some ten changes
  * at most, and sets would not be faster.
  */
 #define SMALL_WINDOW_BYTES	1024
+
+/* a transaction whose changes are being merged */
+typedef struct MergedTransaction
+{
+	uint64		order;			/* of its first change */
+	PyrTransaction transaction;
+} MergedTransaction;
 
 /* a window being applied */
 typedef struct ApplyState
@@ -76,19 +81,25 @@ typedef struct ApplyState
 	bool		is_taken;
 
 	/* the transaction and change being applied */
-	int64		commitno;
-	uint64		xid;
+	PyrTransaction transaction;
 	int32		part;
 	PyrChange  *change;
+	int64		number;			/* of the change in the transaction */
+	int64		number_at_work; /* of the one whose error it would be; 0: none */
 	bool		is_describing;
+	TimestampTz last_at;		/* the latest time that a transaction has */
 
 	/* changes being merged; NULL: they are applied in strict order */
 	PyrMerge   *merge;
 	PyrSets		sets;
-	List	   *conflicts;		/* messages, for when all has gone well */
+	MergedTransaction *merged;
+	int			nmerged;
+	int			maxmerged;
+	PyrConflicts conflicts;
 
 	/* tables to be truncated by one statement, as the master may have done */
 	int			ntruncated;
+	int64		truncate_number;	/* of the first one's change */
 	Oid			truncate_owner; /* of all of them */
 	StringInfoData truncate;	/* the statement */
 } ApplyState;
@@ -161,8 +172,8 @@ next_part(void *arg, const char **data, size_t *len)
 	if (state->is_taken)
 		advance(state);
 	if (!state->has_entry ||
-		state->entry.commitno != state->commitno ||
-		state->entry.xid != state->xid)
+		state->entry.commitno != state->transaction.commitno ||
+		state->entry.xid != state->transaction.xid)
 		return false;
 	if (state->entry.part != state->part)
 		ereport(ERROR,
@@ -193,29 +204,6 @@ verb_words(PyrVerb verb)
 	return "?";
 }
 
-/*
- * The key in parentheses, not too long for a log line.
- */
-static char *
-describe_key(PyrChange *change, int encoding)
-{
-	StringInfoData key;
-
-	initStringInfo(&key);
-	if (change->shape->nkey == 0)
-		return key.data;
-	appendStringInfoString(&key, " (");
-	pyr_render_key(&key, change, encoding);
-	if (key.len > KEY_LEN_MAX)
-	{
-		key.len = pg_mbcliplen(key.data, key.len, KEY_LEN_MAX);
-		key.data[key.len] = '\0';
-		appendStringInfoString(&key, "...");
-	}
-	appendStringInfoChar(&key, ')');
-	return key.data;
-}
-
 static void
 error_context(void *arg)
 {
@@ -233,7 +221,7 @@ error_context(void *arg)
 	if (state->change == NULL)
 	{
 		errcontext("pyreplica %s: reading the master's transaction " UINT64_FORMAT ", commit number " INT64_FORMAT,
-				   state->replica, state->xid, state->commitno);
+				   state->replica, state->transaction.xid, state->transaction.commitno);
 		return;
 	}
 
@@ -241,81 +229,13 @@ error_context(void *arg)
 	if (!state->is_describing)
 	{
 		state->is_describing = true;
-		key = describe_key(state->change, state->encoding);
+		key = pyr_describe_key(state->change, state->encoding);
 		state->is_describing = false;
 	}
 	errcontext("pyreplica %s: applying %s table \"%s.%s\"%s of the master's transaction " UINT64_FORMAT ", commit number " INT64_FORMAT,
 			   state->replica, verb_words(state->change->shape->verb),
 			   state->change->shape->schema, state->change->shape->table,
-			   key, state->xid, state->commitno);
-}
-
-/*
- * A row that is to be changed is not there.  It is said when all else has gone
- * well: what is rolled back will be tried again.
- */
-static void
-note_missing(ApplyState *state, PyrChange *change)
-{
-	PyrShape   *shape = change->shape;
-	MemoryContext oldcontext;
-	char	   *what;
-
-	if (++state->applied.conflicts > CONFLICTS_TOLD_MAX)
-		return;
-	what = psprintf("%s on table \"%s.%s\"%s",
-					shape->verb == PYR_UPDATE
-					? "update_missing" : "delete_missing",
-					shape->schema, shape->table,
-					describe_key(change, state->encoding));
-	oldcontext = MemoryContextSwitchTo(TopTransactionContext);
-	state->conflicts = lappend(state->conflicts, pstrdup(what));
-	MemoryContextSwitchTo(oldcontext);
-}
-
-/* a PyrMissingRow */
-static void
-note_missing_row(void *arg, PyrTarget *target, PyrVerb verb,
-				 const PyrValue *key)
-{
-	int			nkey = target->merge->nkey;
-	PyrShapeColumn *columns = palloc(nkey * sizeof(PyrShapeColumn));
-	PyrShape	shape = {
-		.verb = verb, .schema = target->schema, .table = target->table,
-		.nkey = nkey, .columns = columns
-	};
-	PyrChange	change = {&shape, unconstify(PyrValue *, key)};
-
-	for (int i = 0; i < nkey; i++)
-	{
-		PyrTargetColumn *column = &target->columns[target->merge->key[i]];
-
-		columns[i] = (PyrShapeColumn) {column->name, column->source};
-	}
-	note_missing(arg, &change);
-}
-
-static void
-report_conflicts(ApplyState *state)
-{
-	ListCell   *cell;
-
-	foreach(cell, state->conflicts)
-	{
-		char	   *what = lfirst(cell);
-
-		ereport(LOG,
-				(errmsg("pyreplica %s: conflict %s", state->replica, what),
-				 errdetail("The row is not on the slave; the master's %s is passed over.",
-						   what[0] == 'u' ? "update" : "delete"),
-				 errhidecontext(true)));
-	}
-	if (state->applied.conflicts > CONFLICTS_TOLD_MAX)
-		ereport(LOG,
-				(errmsg("pyreplica %s: and " INT64_FORMAT " more conflicts in the same window",
-						state->replica,
-						state->applied.conflicts - CONFLICTS_TOLD_MAX),
-				 errhidecontext(true)));
+			   key, state->transaction.xid, state->transaction.commitno);
 }
 
 static void
@@ -338,9 +258,13 @@ log_statement(ApplyState *state)
 static void
 flush_truncates(ApplyState *state)
 {
+	int64		number_at_work = state->number_at_work;
+
 	if (state->ntruncated == 0)
 		return;
+	state->number_at_work = state->truncate_number;
 	pyr_statement_text(state->truncate_owner, state->truncate.data);
+	state->number_at_work = number_at_work;
 	state->ntruncated = 0;
 	pfree(state->truncate.data);
 }
@@ -358,6 +282,7 @@ gather_truncate(ApplyState *state, PyrTarget *target)
 	oldcontext = MemoryContextSwitchTo(TopTransactionContext);
 	if (state->ntruncated++ == 0)
 	{
+		state->truncate_number = state->number;
 		initStringInfo(&state->truncate);
 		appendStringInfoString(&state->truncate, "TRUNCATE ");
 	}
@@ -373,8 +298,8 @@ gather_truncate(ApplyState *state, PyrTarget *target)
 /* a PyrAttempt's argument */
 typedef struct ByItself
 {
-	ApplyState *state;
-	PyrBinding *binding;
+	const PyrRowChange *change;
+	int			encoding;
 	uint64		touched;
 } ByItself;
 
@@ -383,39 +308,41 @@ static bool
 attempt_change(void *arg)
 {
 	ByItself   *by_itself = arg;
-	PyrBinding *binding = by_itself->binding;
-	PyrChange  *change = by_itself->state->change;
-	PyrStatement *statement = pyr_statement_get(binding->target,
-												change->shape->verb,
-												binding->merge.form);
+	const PyrRowChange *change = by_itself->change;
+	PyrStatement *statement = pyr_statement_get(change->target, change->verb,
+												change->form, change->old_form,
+												change->verb == PYR_INSERT
+												? PYR_EXPECT : PYR_FORCE);
 
-	by_itself->touched = pyr_statement_change(statement, change->values,
-											  change->values, binding->merge.from,
-											  by_itself->state->encoding);
+	by_itself->touched = pyr_statement_change(statement, change,
+											  by_itself->encoding);
 	return true;
 }
 
 /*
- * Makes the change.  If an old row is in its way, of which the master's content
- * has not come yet, that row gives way.
+ * Makes the change of a table that is being made equal.  If an old row is in its
+ * way, of which the master's content has not come yet, that row gives way: it is
+ * no conflict.  False: the table is not such a one, or the row to be changed is not
+ * there.
  */
-static uint64
-change_row(ApplyState *state, PyrBinding *binding)
+static bool
+is_made_among_stale_rows(ApplyState *state, PyrBinding *binding,
+						 const PyrRowChange *change)
 {
-	ByItself	by_itself = {state, binding, 0};
+	ByItself	by_itself = {change, state->encoding, 0};
 	PyrTable   *table = pyr_tables_of_shape(state->change->shape);
 	ErrorData  *error;
 
-	if (pyr_table_has_stale_rows(table))
+	if (!pyr_table_has_stale_rows(table))
+		return false;
+	if (!pyr_local_try(attempt_change, &by_itself, &error))
 	{
-		if (pyr_local_try(attempt_change, &by_itself, &error))
-			return by_itself.touched;
 		if (!pyr_is_collision(error->sqlerrcode) ||
 			!pyr_mend_make_room(table, binding, state->change, state->encoding))
 			ReThrowError(error);
+		(void) attempt_change(&by_itself);
 	}
-	(void) attempt_change(&by_itself);
-	return by_itself.touched;
+	return change->verb == PYR_INSERT || by_itself.touched == 1;
 }
 
 /*
@@ -424,23 +351,83 @@ change_row(ApplyState *state, PyrBinding *binding)
 static void
 apply_in_order(ApplyState *state, PyrBinding *binding)
 {
-	PyrShape   *shape = state->change->shape;
-	uint64		touched;
+	PyrRowChange change = {
+		.target = binding->target,
+		.verb = state->change->shape->verb,
+		.form = binding->merge.form,
+		.old_form = binding->merge.old_form,
+		.key = state->change->values,
+		.values = state->change->values,
+		.from = binding->merge.from,
+		.old = state->change->values,
+		.old_from = binding->merge.old_from
+	};
 
 	flush_truncates(state);
-	if (binding->is_empty)
+	if (binding->is_empty || is_made_among_stale_rows(state, binding, &change))
 		return;
-	touched = change_row(state, binding);
-	if (shape->verb == PYR_INSERT || touched == 1)
-		return;
-	if (touched == 0)
-		note_missing(state, state->change);
-	else
-		ereport(ERROR,
-				(errcode(ERRCODE_CARDINALITY_VIOLATION),
-				 errmsg("table \"%s.%s\" has " UINT64_FORMAT " rows with one key on the slave",
-						shape->schema, shape->table, touched),
-				 errhint("Give the slave's table the master's primary key.")));
+	pyr_conflict_change(&state->conflicts, &change, &state->transaction);
+}
+
+/*
+ * The transaction that a change, which was merged, belongs to.
+ */
+static const PyrTransaction *
+transaction_of(ApplyState *state, uint64 order)
+{
+	int			low = 0;
+	int			high = state->nmerged - 1;
+
+	while (low < high)
+	{
+		int			middle = (low + high + 1) / 2;
+
+		if (state->merged[middle].order <= order)
+			low = middle;
+		else
+			high = middle - 1;
+	}
+	return &state->merged[low].transaction;
+}
+
+/* a PyrMakeChange */
+static void
+make_change(void *arg, PyrTarget *target, PyrVerb verb, PyrMergeRow *row)
+{
+	ApplyState *state = arg;
+	PyrRowChange change = {
+		.target = target,
+		.verb = verb,
+		.form = row->form,
+		.old_form = row->old_form,
+		.key = row->origin,
+		.values = row->values,
+		.old = row->old
+	};
+
+	pyr_conflict_change(&state->conflicts, &change,
+						transaction_of(state, row->order));
+}
+
+/*
+ * Keeps in mind which transaction the changes that come belong to.
+ */
+static void
+note_transaction(ApplyState *state)
+{
+	if (state->nmerged == state->maxmerged)
+	{
+		size_t		bytes;
+
+		state->maxmerged = Max(state->maxmerged * 2, 256);
+		bytes = state->maxmerged * sizeof(MergedTransaction);
+		state->merged = state->merged == NULL
+			? MemoryContextAllocHuge(TopTransactionContext, bytes)
+			: repalloc_huge(state->merged, bytes);
+	}
+	state->merged[state->nmerged++] = (MergedTransaction) {
+		pyr_merge_order(state->merge) + 1, state->transaction
+	};
 }
 
 /*
@@ -455,6 +442,10 @@ apply_merged(ApplyState *state)
 	if (!pyr_sets_run(&state->sets, state->merge))
 		return false;
 	pyr_merge_clear(state->merge);
+
+	/* the current one may go on */
+	state->merged[0] = state->merged[state->nmerged - 1];
+	state->nmerged = 1;
 	return true;
 }
 
@@ -464,7 +455,8 @@ apply_merged(ApplyState *state)
 static bool
 is_huge(PyrChange *change)
 {
-	int			nvalues = change->shape->nkey + change->shape->nset;
+	int			nvalues = change->shape->nkey + change->shape->nset +
+		change->shape->nold;
 	size_t		bytes = 0;
 
 	for (int i = 0; i < nvalues; i++)
@@ -508,6 +500,19 @@ merge_change(ApplyState *state, PyrBinding *binding)
 	}
 	return pyr_merge_bytes(state->merge) < merge_limit() ||
 		apply_merged(state);
+}
+
+/*
+ * Whether somebody has asked for the change to be left out; then it is.
+ */
+static bool
+pass_over(ApplyState *state)
+{
+	if (!pyr_skip_wants(&state->transaction, state->number))
+		return false;
+	pyr_skip_record(&state->conflicts.history, state->change, state->encoding,
+					&state->transaction);
+	return true;
 }
 
 /*
@@ -575,19 +580,26 @@ apply_transaction(ApplyState *state)
 	MemoryContext oldcontext = MemoryContextSwitchTo(state->change_context);
 	int			since_report = 0;
 
-	state->commitno = state->entry.commitno;
-	state->xid = state->entry.xid;
+	state->transaction = (PyrTransaction) {
+		state->entry.commitno, state->entry.xid, state->entry.at
+	};
+	state->last_at = Max(state->last_at, state->entry.at);
 	state->part = 0;
 	state->change = NULL;
+	state->number = 0;
 	state->is_taken = false;
+	if (state->merge != NULL)
+		note_transaction(state);
 
 	pyr_decoder_begin(get_decoder(state->encoding), next_part, state);
 	while (is_done && pyr_decoder_next(decoder, &change))
 	{
 		CHECK_FOR_INTERRUPTS();
 		state->change = &change;
-		is_done = apply_change(state);
+		state->number_at_work = ++state->number;
+		is_done = pass_over(state) || apply_change(state);
 		state->change = NULL;
+		state->number_at_work = 0;
 		MemoryContextReset(state->change_context);
 		if (++since_report == 256)
 		{
@@ -646,7 +658,9 @@ forget_sets(ApplyState *state, ErrorData *why)
 	state->merge = NULL;
 	state->change = NULL;
 	state->ntruncated = 0;
-	state->conflicts = NIL;
+	state->number_at_work = 0;
+	state->nmerged = 0;
+	pyr_history_begin(&state->conflicts.history, state->replica);
 	state->applied = (PyrApplied) {.fell_back = true};
 	MemoryContextReset(state->change_context);
 	pyr_window_rewind(state->window);
@@ -676,12 +690,94 @@ apply_in_sets(ApplyState *state)
 }
 
 /*
+ * Writes down the transaction that has failed, for whoever is to decide what to
+ * do about it.
+ */
+static void
+keep_failure(ApplyState *state, int64 failed, ErrorData *error)
+{
+	PyrTransaction transaction = state->transaction;
+	PyrChange	change;
+	int64		number = 0;
+
+	pyr_local_begin_transaction();
+	if (pyr_failure_keep(&transaction, failed, error))
+	{
+		pyr_window_rewind(state->window);
+		do
+			advance(state);
+		while (state->has_entry &&
+			   (state->entry.commitno != transaction.commitno ||
+				state->entry.xid != transaction.xid));
+		state->part = 0;
+		pyr_decoder_begin(get_decoder(state->encoding), next_part, state);
+		while (pyr_decoder_next(decoder, &change))
+		{
+			CHECK_FOR_INTERRUPTS();
+			if (++number <= PYR_FAILURE_CHANGES_MAX || number == failed)
+				pyr_failure_keep_change(number, &change, state->encoding);
+		}
+		pyr_failure_keep_count(number);
+	}
+	pyr_local_commit_transaction();
+}
+
+/*
+ * Applying has failed: rolls back, and if a change is to blame, keeps it in
+ * mind.  The error goes on from here.
+ */
+static void
+fail(ApplyState *state, MemoryContext context)
+{
+	int64		number = state->number_at_work;
+	ErrorData  *error;
+
+	MemoryContextSwitchTo(context);
+	error = CopyErrorData();
+	if (state->merge != NULL || number == 0 ||
+		pyr_is_of_the_system(error->sqlerrcode))
+		PG_RE_THROW();
+	FlushErrorState();
+	AbortCurrentTransaction();
+	MemoryContextSwitchTo(context);
+
+	PG_TRY();
+	{
+		keep_failure(state, number, error);
+	}
+	PG_CATCH();
+	{
+		/* the error itself is more important */
+		FlushErrorState();
+		AbortCurrentTransaction();
+	}
+	PG_END_TRY();
+	MemoryContextSwitchTo(context);
+	ReThrowError(error);
+}
+
+/*
+ * Makes the window's changes, in the current transaction.
+ */
+static void
+apply_changes(ApplyState *state)
+{
+	pyr_local_constraints_immediate();
+	if (apply_mode == PYR_APPLY_STRICT || log_statements ||
+		pyr_skip_is_pending() ||
+		pyr_window_bytes(state->window) < SMALL_WINDOW_BYTES ||
+		!apply_in_sets(state))
+		(void) apply_transactions(state);
+}
+
+/*
  * Applies the window and moves the position to its end, all of it or nothing.
  */
 PyrApplied
 pyr_apply_window(const char *replica, PyrWindow *window, int encoding,
 				 PyrPosition *position)
 {
+	MemoryContext context = CurrentMemoryContext;
 	ApplyState	state = {0};
 	ErrorContextCallback callback;
 	PyrSupplement *supplement = pyr_window_supplement(window);
@@ -691,9 +787,12 @@ pyr_apply_window(const char *replica, PyrWindow *window, int encoding,
 	state.window = window;
 	state.reported_at = GetCurrentTimestamp();
 	state.sets.encoding = encoding;
-	state.sets.missing = note_missing_row;
+	state.sets.make = make_change;
 	state.sets.between = pyr_window_fetch_pump;
 	state.sets.arg = &state;
+	state.conflicts.master = position->system_identifier;
+	state.conflicts.encoding = encoding;
+	pyr_history_begin(&state.conflicts.history, replica);
 	window_number++;
 
 	pyr_target_sweep();
@@ -706,15 +805,21 @@ pyr_apply_window(const char *replica, PyrWindow *window, int encoding,
 	callback.arg = &state;
 	callback.previous = error_context_stack;
 	error_context_stack = &callback;
-
-	pyr_local_constraints_immediate();
-	if (apply_mode == PYR_APPLY_STRICT || log_statements ||
-		pyr_window_bytes(window) < SMALL_WINDOW_BYTES ||
-		!apply_in_sets(&state))
-		(void) apply_transactions(&state);
-
+	PG_TRY();
+	{
+		apply_changes(&state);
+	}
+	PG_CATCH();
+	{
+		error_context_stack = callback.previous;
+		fail(&state, context);
+	}
+	PG_END_TRY();
 	error_context_stack = callback.previous;
-	report_conflicts(&state);
+
+	pyr_history_finish(&state.conflicts.history);
+	pyr_skip_finish(pyr_window_snapshot(window));
+	state.applied.conflicts = state.conflicts.history.count;
 	if (supplement != NULL)
 		supplement->apply(supplement, pyr_window_fetch_pump);
 
@@ -728,6 +833,7 @@ pyr_apply_window(const char *replica, PyrWindow *window, int encoding,
 	 */
 	if (!pyr_window_is_empty(window) || position->stored == NULL)
 		pyr_position_store(replica, position);
+	pyr_author_stamp(state.last_at);
 	pyr_local_commit_transaction();
 	if (supplement != NULL && supplement->settle != NULL)
 		supplement->settle(supplement);

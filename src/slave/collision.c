@@ -181,7 +181,7 @@ collision_condition(Relation rel, Relation index,
 							 pyr_statement_operator(operators[i]), there[i],
 							 OidIsValid(collation) ? " COLLATE " : "",
 							 OidIsValid(collation) ? generate_collation_name(collation) : "");
-		if (pyr_index_nulls_equal(index))
+		if (pyr_index_nulls_equal(index->rd_index))
 			condition = psprintf("(%s OR (%s IS NULL AND %s IS NULL))",
 								 condition, here[i], there[i]);
 		appendStringInfo(&sql, "%s%s", i > 0 ? " AND " : "", condition);

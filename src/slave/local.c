@@ -19,6 +19,7 @@
 #include "nodes/parsenodes.h"
 #include "pgstat.h"
 #include "pyreplica.h"
+#include "slave/author.h"
 #include "slave/local.h"
 #include "storage/lmgr.h"
 #include "utils/builtins.h"
@@ -94,6 +95,9 @@ pyr_local_begin_transaction(void)
 
 	/* what is fetched meanwhile may need a file, but must not look them up */
 	PrepareTempTablespaces();
+
+	/* unless somebody says otherwise, it is of the time when it commits */
+	pyr_author_stamp(0);
 }
 
 void
@@ -156,6 +160,8 @@ create_extension(void)
 	else
 	{
 		(void) SPI_execute("CREATE SCHEMA IF NOT EXISTS pyreplica", false, 0);
+		/* statements that run as a table's owner use a function in it */
+		(void) SPI_execute("GRANT USAGE ON SCHEMA pyreplica TO PUBLIC", false, 0);
 		rc = SPI_execute("CREATE EXTENSION " PYR_EXTENSION " SCHEMA pyreplica",
 						 false, 0);
 	}
@@ -212,6 +218,12 @@ const char *
 pyr_local_schema(void)
 {
 	return schema;
+}
+
+Oid
+pyr_local_schema_oid(void)
+{
+	return schema_oid;
 }
 
 /*

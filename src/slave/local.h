@@ -28,6 +28,7 @@ extern void pyr_local_constraints_immediate(void);
 extern void pyr_local_ensure_extension(void);
 extern const char *pyr_local_replica(void);
 extern const char *pyr_local_schema(void);
+extern Oid	pyr_local_schema_oid(void);
 extern Oid	pyr_local_relation(const char *name);
 extern bool pyr_is_of_the_system(int sqlerrcode);
 extern bool pyr_local_try(PyrAttempt attempt, void *arg, ErrorData **error);

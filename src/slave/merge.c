@@ -20,6 +20,10 @@
  *	delete	DELETE			NONE		DELETE		-			DELETE
  *
  * (columns: the row's effect before, lines: the change, "-": cannot follow).
+ * If changes tell what the row was before, the net effect does so, too: of each
+ * column, what the first change of it says.  That is what the row should be on
+ * the slave.
+ *
  * All this relies on a key belonging to one row at a time.  If changes do not
  * follow one another like that, the caller is told so and has to apply them
  * one by one.  A table of which it is known before (keeps_order) is not
@@ -213,6 +217,15 @@ pyr_merge_bytes(PyrMerge *merge)
 }
 
 /*
+ * The order of the last change.
+ */
+uint64
+pyr_merge_order(PyrMerge *merge)
+{
+	return merge->order;
+}
+
+/*
  * The tables that have been touched, in order of the first change.
  */
 List *
@@ -352,7 +365,8 @@ moved_value(PyrValue value, const char *from, const char *to)
 }
 
 /*
- * A row made of one change: its old key, and the values that it sets.
+ * A row made of one change: its old key, the values that it sets, and what the
+ * row was before.
  */
 static PyrMergeRow *
 make_row(PyrMerge *merge, PyrMergeShape *shape, const PyrValue *values,
@@ -360,6 +374,7 @@ make_row(PyrMerge *merge, PyrMergeShape *shape, const PyrValue *values,
 {
 	int			nkey = shape->table->nkey;
 	int			nset = shape->form ? shape->form->ncolumns : 0;
+	int			nold = shape->old_form ? shape->old_form->ncolumns : 0;
 	const char *bytes;
 	size_t		len;
 	char	   *copy;
@@ -368,12 +383,14 @@ make_row(PyrMerge *merge, PyrMergeShape *shape, const PyrValue *values,
 	find_bytes(values, nvalues, &bytes, &len);
 	row = MemoryContextAllocHuge(merge->context,
 								 sizeof(PyrMergeRow) +
-								 (nkey + nset) * sizeof(PyrValue) + len);
+								 (nkey + nset + nold) * sizeof(PyrValue) + len);
 	row->key = (PyrValue *) (row + 1);
 	row->values = row->key + nkey;
+	row->old = row->values + nset;
 	row->form = shape->form;
+	row->old_form = shape->old_form;
 	row->order = merge->order;
-	copy = (char *) (row->values + nset);
+	copy = (char *) (row->old + nold);
 	if (len > 0)
 		memcpy(copy, bytes, len);
 
@@ -381,6 +398,8 @@ make_row(PyrMerge *merge, PyrMergeShape *shape, const PyrValue *values,
 		row->key[i] = moved_value(values[i], bytes, copy);
 	for (int i = 0; i < nset; i++)
 		row->values[i] = moved_value(values[shape->from[i]], bytes, copy);
+	for (int i = 0; i < nold; i++)
+		row->old[i] = moved_value(values[shape->old_from[i]], bytes, copy);
 
 	row->origin = shape->verb == PYR_INSERT ? NULL : row->key;
 	row->effect = shape->verb == PYR_INSERT ? PYR_EFFECT_INSERT :
@@ -405,6 +424,23 @@ store_value(PyrMerge *merge, PyrValue *place, const PyrValue *value)
 }
 
 /*
+ * The values of one form, which have to last, in a larger one.
+ */
+static PyrValue *
+widen_values(PyrMerge *merge, const PyrValue *values, PyrForm *form,
+			 PyrForm *larger)
+{
+	PyrValue   *widened = MemoryContextAlloc(merge->context,
+											 larger->ncolumns * sizeof(PyrValue));
+
+	for (int i = 0; i < larger->ncolumns; i++)
+		widened[i] = (PyrValue) {NULL, -1};
+	for (int i = 0; i < form->ncolumns; i++)
+		widened[larger->slots[form->columns[i]]] = values[i];
+	return widened;
+}
+
+/*
  * Makes room in the row for the values of that form.
  */
 static void
@@ -412,18 +448,39 @@ widen_row(PyrMerge *merge, PyrMergeTable *table, PyrMergeRow *row,
 		  PyrForm *form)
 {
 	PyrForm    *united = unite_forms(table, row->form, form);
-	PyrValue   *values;
 
 	if (united == row->form)
 		return;
-	values = MemoryContextAlloc(merge->context,
-								united->ncolumns * sizeof(PyrValue));
-	for (int i = 0; i < united->ncolumns; i++)
-		values[i] = (PyrValue) {NULL, -1};
-	for (int i = 0; i < row->form->ncolumns; i++)
-		values[united->slots[row->form->columns[i]]] = row->values[i];
+	row->values = widen_values(merge, row->values, row->form, united);
 	row->form = united;
-	row->values = values;
+}
+
+/*
+ * Keeps what the change tells of the row before it, where no earlier change of
+ * the row has told that.
+ */
+static void
+keep_old(PyrMerge *merge, PyrMergeRow *row, PyrMergeShape *shape,
+		 const PyrValue *values)
+{
+	PyrForm    *known = row->old_form;
+	PyrForm    *united;
+
+	if (known == NULL || shape->old_form == NULL)
+		return;
+	united = unite_forms(shape->table, known, shape->old_form);
+	if (united == known)
+		return;
+	row->old = widen_values(merge, row->old, known, united);
+	row->old_form = united;
+	for (int i = 0; i < shape->old_form->ncolumns; i++)
+	{
+		int			column = shape->old_form->columns[i];
+
+		if (known->slots[column] < 0)
+			store_value(merge, &row->old[united->slots[column]],
+						&values[shape->old_from[i]]);
+	}
 }
 
 /*
@@ -513,6 +570,8 @@ add_update(PyrMerge *merge, PyrMergeShape *shape, const PyrValue *values,
 	}
 	else
 	{
+		if (row->effect == PYR_EFFECT_UPDATE)
+			keep_old(merge, row, shape, values);
 		widen_row(merge, table, row, form);
 		for (int i = 0; i < form->ncolumns; i++)
 			store_value(merge, &row->values[row->form->slots[form->columns[i]]],
@@ -547,6 +606,8 @@ add_delete(PyrMerge *merge, PyrMergeShape *shape, const PyrValue *values,
 			return true;
 
 		case PYR_EFFECT_UPDATE:
+			keep_old(merge, row, shape, values);
+			/* FALLTHROUGH */
 		case PYR_EFFECT_REPLACE:
 			/* an insert that follows may take its place, if it is the same */
 			if (!same_key(row->key, row->origin, table->nkey))
@@ -701,12 +762,13 @@ compare_orders(const void *a, const void *b)
 }
 
 static PyrMergeGroup *
-make_group(PyrVerb verb, PyrForm *form, PyrMergeRow **rows, int nrows)
+make_group(PyrVerb verb, PyrMergeRow **rows, int nrows)
 {
 	PyrMergeGroup *group = palloc(sizeof(PyrMergeGroup));
 
 	group->verb = verb;
-	group->form = form;
+	group->form = verb == PYR_DELETE ? NULL : rows[0]->form;
+	group->old_form = verb == PYR_INSERT ? NULL : rows[0]->old_form;
 	group->rows = rows;
 	group->nrows = nrows;
 	return group;
@@ -738,7 +800,8 @@ step_of(PyrMergeRow *row)
 		case PYR_EFFECT_DELETE:
 			return STEP_DELETE;
 		case PYR_EFFECT_REPLACE:
-			if (!row->form->is_whole)
+			/* what the row was goes with a delete of it */
+			if (!row->form->is_whole || row->old_form != NULL)
 				return STEP_DELETE_AND_INSERT;
 			break;
 		case PYR_EFFECT_UPDATE:
@@ -757,6 +820,26 @@ is_in_step(PyrMergeRow *row, Step step)
 }
 
 /*
+ * The form that counts for a statement of that verb.  (In updates, what the row
+ * was before goes with what is set.)
+ */
+static inline PyrForm *
+form_in(PyrMergeRow *row, PyrVerb verb)
+{
+	return verb == PYR_DELETE ? row->old_form : row->form;
+}
+
+/*
+ * Whether two rows can be part of one statement of that verb.
+ */
+static inline bool
+are_alike(PyrMergeRow *a, PyrMergeRow *b, PyrVerb verb)
+{
+	return form_in(a, verb) == form_in(b, verb) &&
+		(verb == PYR_INSERT || a->old_form == b->old_form);
+}
+
+/*
  * Makes groups of rows that follow one another and have the same form.
  */
 static List *
@@ -766,11 +849,9 @@ group_runs(List *groups, PyrVerb verb, PyrMergeRow **rows, int nrows)
 
 	for (int i = 1; i <= nrows; i++)
 	{
-		PyrForm    *form = verb == PYR_DELETE ? NULL : rows[begin]->form;
-
-		if (i < nrows && (verb == PYR_DELETE || rows[i]->form == form))
+		if (i < nrows && are_alike(rows[i], rows[begin], verb))
 			continue;
-		groups = lappend(groups, make_group(verb, form, rows + begin, i - begin));
+		groups = lappend(groups, make_group(verb, rows + begin, i - begin));
 		begin = i;
 	}
 	return groups;
@@ -780,14 +861,14 @@ group_runs(List *groups, PyrVerb verb, PyrMergeRow **rows, int nrows)
  * Brings rows of one form together; those of each form stay in order.
  */
 static void
-gather_forms(PyrMergeTable *table, PyrMergeRow **rows, int nrows)
+gather_forms(PyrMergeTable *table, PyrVerb verb, PyrMergeRow **rows, int nrows)
 {
 	PyrMergeRow **gathered;
 	int			n = 0;
 	int			i = 1;
 	ListCell   *cell;
 
-	while (i < nrows && rows[i]->form == rows[0]->form)
+	while (i < nrows && form_in(rows[i], verb) == form_in(rows[0], verb))
 		i++;
 	if (i >= nrows)
 		return;
@@ -796,9 +877,14 @@ gather_forms(PyrMergeTable *table, PyrMergeRow **rows, int nrows)
 	{
 		for (i = 0; i < nrows; i++)
 		{
-			if (rows[i]->form == lfirst(cell))
+			if (form_in(rows[i], verb) == lfirst(cell))
 				gathered[n++] = rows[i];
 		}
+	}
+	for (i = 0; i < nrows; i++)
+	{
+		if (form_in(rows[i], verb) == NULL)
+			gathered[n++] = rows[i];
 	}
 	memcpy(rows, gathered, nrows * sizeof(PyrMergeRow *));
 	pfree(gathered);
@@ -827,14 +913,12 @@ group_step(List *groups, PyrMergeTable *table, Step step, int nrows)
 			qsort(rows, nrows, sizeof(PyrMergeRow *), compare_orders);
 			break;
 		case STEP_DELETE:
-			sort_by_key(rows, nrows, table->nkey);
-			break;
 		case STEP_UPDATE:
 			sort_by_key(rows, nrows, table->nkey);
-			gather_forms(table, rows, nrows);
+			gather_forms(table, verb, rows, nrows);
 			break;
 		case STEP_INSERT:
-			gather_forms(table, rows, nrows);
+			gather_forms(table, verb, rows, nrows);
 			break;
 	}
 	return group_runs(groups, verb, rows, nrows);
@@ -860,11 +944,11 @@ group_changes(PyrMergeTable *table)
 	{
 		if (i < table->nrows &&
 			table->rows[i]->effect == table->rows[begin]->effect &&
-			table->rows[i]->form == table->rows[begin]->form)
+			table->rows[i]->form == table->rows[begin]->form &&
+			table->rows[i]->old_form == table->rows[begin]->old_form)
 			continue;
 		groups = lappend(groups,
 						 make_group(verb_of(table->rows[begin]),
-									table->rows[begin]->form,
 									table->rows + begin, i - begin));
 		begin = i;
 	}

@@ -12,6 +12,9 @@
 #include "nodes/bitmapset.h"
 #include "nodes/pg_list.h"
 
+/* so many statements can belong to a form */
+#define PYR_FORM_STATEMENTS		6
+
 /*
  * A set of columns that are set together.  Two rows of one form can be part of
  * one statement.
@@ -29,8 +32,7 @@ typedef struct PyrForm
 	List	   *unions;			/* FormUnion: results of adding others */
 
 	/* for the user: the statements */
-	void	   *insert;
-	void	   *update;
+	void	   *statements[PYR_FORM_STATEMENTS];
 } PyrForm;
 
 /* what is to be done to a row in the end */
@@ -51,6 +53,8 @@ typedef struct PyrMergeRow
 	uint64		order;			/* of the last change */
 	PyrForm    *form;			/* of the values; NULL if there are none */
 	PyrValue   *values;
+	PyrForm    *old_form;		/* of the next; NULL if there are none */
+	PyrValue   *old;			/* what the row should be on the slave */
 	PyrValue   *key;			/* as it is now */
 	PyrValue   *origin;			/* as it is on the slave; NULL: not there */
 } PyrMergeRow;
@@ -88,6 +92,8 @@ typedef struct PyrMergeShape
 	int			nvalues;		/* of a change */
 	PyrForm    *form;			/* of what is set; NULL in a delete */
 	int		   *from;			/* where in the change each column of it is */
+	PyrForm    *old_form;		/* of what the row was; NULL if that is not told */
+	int		   *old_from;		/* where in the change that is */
 	int		   *new_key;		/* where the key is after the change; NULL: as
 								 * before */
 } PyrMergeShape;
@@ -97,6 +103,7 @@ typedef struct PyrMergeGroup
 {
 	PyrVerb		verb;
 	PyrForm    *form;			/* NULL in deletes */
+	PyrForm    *old_form;		/* NULL if nothing is told of what rows were */
 	PyrMergeRow **rows;
 	int			nrows;
 } PyrMergeGroup;
@@ -114,6 +121,7 @@ extern PyrMerge *pyr_merge_create(MemoryContext parent);
 extern bool pyr_merge_add(PyrMerge *merge, PyrMergeShape *shape,
 						  const PyrValue *values, bool keeps_order);
 extern size_t pyr_merge_bytes(PyrMerge *merge);
+extern uint64 pyr_merge_order(PyrMerge *merge);
 extern List *pyr_merge_tables(PyrMerge *merge);
 extern bool pyr_merge_groups(PyrMerge *merge, PyrMergeTable *table,
 							 List **groups);

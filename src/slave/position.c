@@ -38,6 +38,7 @@ enum
 	COL_WAL,
 	COL_CONFIRMED,
 	COL_CHANGED_AT,
+	COL_BEGAN_AT,
 	NCOLS
 };
 
@@ -64,10 +65,11 @@ pyr_position_load(const char *replica, PyrPosition *position)
 	char	   *wal;
 	uint32		hi;
 	uint32		lo;
+	bool		isnull;
 
 	memset(position, 0, sizeof(PyrPosition));
 
-	if (SPI_execute_with_args(psprintf("SELECT system_identifier, \"position\"::text, wal::text, confirmed::text"
+	if (SPI_execute_with_args(psprintf("SELECT system_identifier, \"position\"::text, wal::text, confirmed::text, began_at"
 									   "  FROM %s.pyreplica_position WHERE replica = $1",
 									   pyr_local_schema()),
 							  1, types, values, NULL, true, 0) != SPI_OK_SELECT)
@@ -83,6 +85,8 @@ pyr_position_load(const char *replica, PyrPosition *position)
 		if (sscanf(wal, "%X/%X", &hi, &lo) == 2)
 			position->wal = position->stored_wal = ((uint64) hi << 32) | lo;
 		set_string(&position->confirmed, SPI_getvalue(row, desc, 4));
+		position->began_at = DatumGetTimestampTz(SPI_getbinval(row, desc, 5,
+															   &isnull));
 	}
 }
 
@@ -191,6 +195,7 @@ pyr_position_store(const char *replica, PyrPosition *position)
 	bool		replace[NCOLS];
 
 	memset(replace, true, sizeof(replace));
+	replace[COL_BEGAN_AT] = false;	/* only in a new row */
 	values[COL_REPLICA] = CStringGetTextDatum(replica);
 	values[COL_SYSTEM_IDENTIFIER] = CStringGetTextDatum(position->system_identifier);
 	values[COL_POSITION] = snapshot_datum(position->snapshot);
@@ -198,7 +203,7 @@ pyr_position_store(const char *replica, PyrPosition *position)
 	isnull[COL_CONFIRMED] = position->confirmed == NULL;
 	if (position->confirmed != NULL)
 		values[COL_CONFIRMED] = snapshot_datum(position->confirmed);
-	values[COL_CHANGED_AT] =
+	values[COL_CHANGED_AT] = values[COL_BEGAN_AT] =
 		TimestampTzGetDatum(GetCurrentTransactionStartTimestamp());
 	write_row(values, isnull, replace);
 

@@ -9,6 +9,7 @@
 #define PYR_POSITION_H
 
 #include "access/xlogdefs.h"
+#include "datatype/timestamp.h"
 
 typedef struct PyrPosition
 {
@@ -18,6 +19,7 @@ typedef struct PyrPosition
 	char	   *stored;			/* the snapshot in pyreplica_position, if any */
 	XLogRecPtr	stored_wal;		/* and what belongs to it */
 	char	   *confirmed;		/* what the master surely remembers, or NULL */
+	TimestampTz began_at;		/* when the first one was stored; 0: not yet */
 } PyrPosition;
 
 extern void pyr_position_load(const char *replica, PyrPosition *position);

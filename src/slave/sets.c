@@ -6,7 +6,8 @@
  *	  for one.
  *
  * Every row must be touched exactly once.  If that is not so, or if a
- * statement fails, the caller rolls back and applies the changes in order.
+ * statement fails, the caller rolls back and applies the changes in order.  (A
+ * table's changes that were not merged are the caller's to make, one by one.)
  *
  *-------------------------------------------------------------------------
  */
@@ -25,37 +26,18 @@
  */
 #define SET_ROWS_MIN	4
 
-static uint64
-change_row(PyrSets *sets, PyrStatement *statement, PyrMergeRow *row)
-{
-	return pyr_statement_change(statement, row->origin, row->values, NULL,
-								sets->encoding);
-}
-
 /*
- * Carries out changes that were not merged.  A row that is missing is no
- * surprise here.
+ * Carries out changes that were not merged.
  */
-static bool
-run_changes(PyrSets *sets, PyrMergeGroup *group, PyrStatement *statement,
-			MemoryContext context)
+static void
+run_changes(PyrSets *sets, PyrMergeGroup *group, MemoryContext context)
 {
 	for (int i = 0; i < group->nrows; i++)
 	{
-		PyrMergeRow *row = group->rows[i];
-		uint64		touched;
-
 		CHECK_FOR_INTERRUPTS();
 		MemoryContextReset(context);
-		touched = change_row(sets, statement, row);
-		if (group->verb == PYR_INSERT)
-			continue;
-		if (touched == 0)
-			sets->missing(sets->arg, sets->target, group->verb, row->origin);
-		else if (touched > 1)
-			return false;
+		sets->make(sets->arg, sets->target, group->verb, group->rows[i]);
 	}
-	return true;
 }
 
 static bool
@@ -64,8 +46,13 @@ run_few(PyrSets *sets, PyrMergeGroup *group, PyrStatement *statement,
 {
 	for (int i = 0; i < group->nrows; i++)
 	{
+		PyrMergeRow *row = group->rows[i];
+		PyrRowChange change = {
+			.key = row->origin, .values = row->values, .old = row->old
+		};
+
 		MemoryContextReset(context);
-		if (change_row(sets, statement, group->rows[i]) != 1)
+		if (pyr_statement_change(statement, &change, sets->encoding) != 1)
 			return false;
 	}
 	return true;
@@ -83,9 +70,13 @@ run_group(PyrSets *sets, PyrMergeGroup *group, bool keeps_order,
 
 	sets->verb = group->verb;
 	sets->nrows = group->nrows;
-	statement = pyr_statement_get(sets->target, group->verb, group->form);
 	if (keeps_order)
-		return run_changes(sets, group, statement, context);
+	{
+		run_changes(sets, group, context);
+		return true;
+	}
+	statement = pyr_statement_get(sets->target, group->verb, group->form,
+								  group->old_form, PYR_EXPECT);
 	if (group->nrows < SET_ROWS_MIN)
 		return run_few(sets, group, statement, context);
 	return pyr_statement_rows(statement, group->rows, group->nrows,

@@ -11,15 +11,15 @@
 #include "slave/merge.h"
 #include "slave/target.h"
 
-/* told of a change, of a table that keeps order, whose row is not there */
-typedef void (*PyrMissingRow) (void *arg, PyrTarget *target, PyrVerb verb,
-							   const PyrValue *key);
+/* makes a change of a table that keeps order */
+typedef void (*PyrMakeChange) (void *arg, PyrTarget *target, PyrVerb verb,
+							   PyrMergeRow *row);
 
 /* what is being done, for messages */
 typedef struct PyrSets
 {
 	int			encoding;		/* of the values */
-	PyrMissingRow missing;
+	PyrMakeChange make;
 	void		(*between) (void);	/* called now and then */
 	void	   *arg;
 	PyrTarget  *target;			/* being changed; NULL: none */

@@ -4,10 +4,15 @@
  *	  The statements that change a target's rows: for one change by parameters,
  *	  for many rows over a tuplestore that the statement knows as a relation.
  *
- * There is a statement for each verb and form (set of columns) of a target,
- * with up to two saved plans, made when first needed.  They run as the owner
+ * There is a statement for each verb, form (set of columns) and manner of a
+ * target, with up to two saved plans, made when first needed.  They run as the owner
  * of the table, so that what is attached to the table (triggers, index
  * expressions ...) gets no more rights than its owner has.
+ *
+ * Where rows that others have written are to be noticed, updates and deletes are
+ * guarded: a row that is not what it should be is not touched, and so shows in
+ * the number of rows.  What it should be is told by the change, by the column
+ * that tells which row is later, or by who wrote the row last.
  *
  * The plan has to find each row in the table by its key.  The planner would
  * choose otherwise when it believes the table to be small, or the rows to be
@@ -61,13 +66,31 @@
 /* when a target has got so many statements, their plans are freed */
 #define PLANS_MAX		256
 
+/*
+ * Where a form has its statements.  In updates, old values are always those of
+ * the columns that are set, if there are any.
+ */
+enum
+{
+	PLACE_INSERT,
+	PLACE_TRY_INSERT,
+	PLACE_UPDATE,
+	PLACE_UPDATE_OLD,
+	PLACE_FORCE_UPDATE,
+	PLACE_DELETE_OLD			/* the form is that of the old values */
+};
+
 struct PyrStatement
 {
 	PyrTarget  *target;
 	PyrVerb		verb;
 	PyrForm    *form;			/* NULL in deletes */
+	PyrForm    *old_form;		/* NULL: no such parameters */
+	PyrManner	manner;
+	const char *text;			/* of a query; NULL: made when needed */
 	int			nkey;			/* parameters that are the old key ... */
-	int			nparams;		/* ... and with those that are set */
+	int			nset;			/* ... and with those that are set */
+	int			nparams;		/* ... and with what the row was */
 	PyrTargetColumn **columns;	/* of the parameters */
 	Oid		   *types;
 	Datum	   *values;
@@ -229,6 +252,13 @@ pyr_statement_by_key(Oid relid, const char *text, int nparams, Oid *types,
 	return SPI_processed;
 }
 
+/* how a parameter is written: $1 for one change, r.p1 for many rows */
+static const char *
+parameter(int number, bool for_many)
+{
+	return psprintf(for_many ? "r.p%d" : "$%d", number + 1);
+}
+
 static const char *
 cast_to_column(const char *value, PyrTargetColumn *column)
 {
@@ -241,27 +271,28 @@ cast_to_column(const char *value, PyrTargetColumn *column)
 }
 
 /*
- * An operator, whatever schema it lives in.
+ * An operator, with its schema: whatever that is, it is the one that the
+ * column's index uses.
  */
 const char *
-pyr_statement_operator(Oid oid)
+pyr_statement_operator(Oid operator)
 {
-	HeapTuple	tuple = SearchSysCache1(OPEROID, ObjectIdGetDatum(oid));
-	Form_pg_operator operator;
-	const char *text;
+	HeapTuple	tuple = SearchSysCache1(OPEROID, ObjectIdGetDatum(operator));
+	Form_pg_operator form;
+	char	   *name;
 
 	if (!HeapTupleIsValid(tuple))
-		elog(ERROR, "cache lookup failed for operator %u", oid);
-	operator = (Form_pg_operator) GETSTRUCT(tuple);
-	text = psprintf("OPERATOR(%s.%s)",
-					quote_identifier(get_namespace_name(operator->oprnamespace)),
-					NameStr(operator->oprname));
+		elog(ERROR, "cache lookup failed for operator %u", operator);
+	form = (Form_pg_operator) GETSTRUCT(tuple);
+	name = psprintf("OPERATOR(%s.%s)",
+					quote_identifier(get_namespace_name(form->oprnamespace)),
+					NameStr(form->oprname));
 	ReleaseSysCache(tuple);
-	return text;
+	return name;
 }
 
 /*
- * Appends "column = value", with the operator that the column's index uses.
+ * Appends "column = value".
  */
 static void
 append_key_condition(StringInfo sql, PyrTarget *target,
@@ -283,6 +314,51 @@ append_key_condition(StringInfo sql, PyrTarget *target,
 }
 
 /*
+ * "one is earlier than other", by the type of the column that they belong to.
+ */
+static char *
+later_condition(PyrTarget *target, PyrTargetColumn *column, const char *one,
+				const char *other)
+{
+	TypeCacheEntry *type = lookup_type_cache(column->type, TYPECACHE_LT_OPR);
+
+	if (!OidIsValid(type->lt_opr))
+		ereport(ERROR,
+				(errcode(ERRCODE_UNDEFINED_FUNCTION),
+				 errmsg("column \"%s\" of table \"%s.%s\" cannot tell the last update: type %s has no order",
+						column->name, target->schema, target->table,
+						format_type_be(column->type))));
+	return psprintf("%s %s %s", one, pyr_statement_operator(type->lt_opr), other);
+}
+
+/*
+ * "the row has those old values", which are the parameters from that number on.
+ * Their images are compared, so it does not matter whether their types know of
+ * equality, and null is equal to null.
+ */
+static char *
+same_condition(PyrTarget *target, PyrForm *old_form, int number, bool for_many)
+{
+	StringInfoData here;
+	StringInfoData there;
+
+	initStringInfo(&here);
+	initStringInfo(&there);
+	for (int i = 0; i < old_form->ncolumns; i++)
+	{
+		PyrTargetColumn *column = &target->columns[old_form->columns[i]];
+
+		appendStringInfo(&here, "%st.%s", i > 0 ? ", " : "",
+						 quote_identifier(column->name));
+		appendStringInfo(&there, "%s%s", i > 0 ? ", " : "",
+						 cast_to_column(parameter(number + i, for_many), column));
+	}
+	/* of two ROWs as such, SQL would compare each column */
+	return psprintf("CAST(ROW(%s) AS pg_catalog.record) OPERATOR(pg_catalog.*=) ROW(%s)",
+					here.data, there.data);
+}
+
+/*
  * The condition for a row whose key is deferrable.  In the middle of a
  * transaction that gives keys anew, two rows can have the one that we look
  * for: the row that had it all the time, and another one that was just given
@@ -300,11 +376,36 @@ oldest_version_condition(const char *table, const char *where)
 					table, where);
 }
 
-/* how a parameter is written: $1 for one change, r.p1 for many rows */
-static const char *
-parameter(int number, bool for_many)
+/*
+ * What else must be true of a row that is to be changed.
+ */
+static char *
+guard(PyrStatement *statement, bool for_many)
 {
-	return psprintf(for_many ? "r.p%d" : "$%d", number + 1);
+	PyrTarget  *target = statement->target;
+	int			later = target->later_column;
+	char	   *column;
+	const char *value;
+
+	if (statement->manner == PYR_FORCE || !target->is_local)
+		return "";
+	if (statement->old_form != NULL)
+		return psprintf(" AND %s", same_condition(target, statement->old_form,
+												  statement->nset, for_many));
+	if (statement->verb == PYR_UPDATE && later >= 0 &&
+		statement->form->slots[later] >= 0)
+	{
+		column = psprintf("t.%s", quote_identifier(target->columns[later].name));
+		value = cast_to_column(parameter(statement->nkey + statement->form->slots[later],
+										 for_many),
+							   &target->columns[later]);
+		return psprintf(" AND (%s IS NULL OR %s)", column,
+						later_condition(target, &target->columns[later],
+										column, value));
+	}
+	if (target->watches_origin)
+		return psprintf(" AND %s.pyreplica_own(t.xmin)", pyr_local_schema());
+	return "";
 }
 
 /*
@@ -325,7 +426,7 @@ statement_text(PyrStatement *statement, bool for_many)
 	initStringInfo(&where);
 	initStringInfo(&set);
 	initStringInfo(&values);
-	for (int i = 0; i < statement->nparams; i++)
+	for (int i = 0; i < statement->nset; i++)
 	{
 		PyrTargetColumn *column = statement->columns[i];
 		const char *value = parameter(i, for_many);
@@ -345,14 +446,18 @@ statement_text(PyrStatement *statement, bool for_many)
 	condition = where.data;
 	if (target->is_key_deferrable)
 		condition = oldest_version_condition(table, where.data);
+	if (statement->verb != PYR_INSERT)
+		condition = psprintf("%s%s", condition, guard(statement, for_many));
 
 	switch (statement->verb)
 	{
 		case PYR_INSERT:
 			return psprintf(for_many
-							? "INSERT INTO %s (%s) OVERRIDING SYSTEM VALUE SELECT %s FROM %s"
-							: "INSERT INTO %s (%s) OVERRIDING SYSTEM VALUE VALUES (%s)%s",
-							table, set.data, values.data, rows);
+							? "INSERT INTO %s (%s) OVERRIDING SYSTEM VALUE SELECT %s FROM %s%s"
+							: "INSERT INTO %s (%s) OVERRIDING SYSTEM VALUE VALUES (%s)%s%s",
+							table, set.data, values.data, rows,
+							statement->manner == PYR_TRY && target->can_arbitrate
+							? " ON CONFLICT DO NOTHING" : "");
 		case PYR_UPDATE:
 			return psprintf("UPDATE %s AS t SET %s%s%s WHERE %s", table, set.data,
 							for_many ? " FROM " : "", rows, condition);
@@ -373,7 +478,8 @@ static SPIPlanPtr
 prepare(PyrStatement *statement, bool for_many)
 {
 	PyrIdentity before = pyr_local_become(statement->target->owner);
-	char	   *text = statement_text(statement, for_many);
+	const char *text = statement->text ? statement->text :
+		statement_text(statement, for_many);
 	int			options;
 	SPIPlanPtr	plan;
 
@@ -390,7 +496,6 @@ prepare(PyrStatement *statement, bool for_many)
 			 SPI_result_code_string(SPI_result));
 	SPI_keepplan(plan);
 	pyr_local_become_again(before);
-	pfree(text);
 	return plan;
 }
 
@@ -426,17 +531,25 @@ describe_rows(PyrStatement *statement)
 	statement->rows.md.enrtuples = ROWS_PLANNED;
 }
 
+/*
+ * Parameters are the old key (unless it is an insert), what is set, and what the
+ * row was.
+ */
 static PyrStatement *
-create_statement(PyrTarget *target, PyrVerb verb, PyrForm *form)
+create_statement(PyrTarget *target, PyrVerb verb, PyrForm *form,
+				 PyrForm *old_form, PyrManner manner, const char *text)
 {
 	MemoryContext oldcontext = MemoryContextSwitchTo(target->context);
 	PyrStatement *statement = palloc0(sizeof(PyrStatement));
 	int			maxparams = target->merge->nkey +
-		(form ? form->ncolumns : 0) + 1;
+		(form ? form->ncolumns : 0) + (old_form ? old_form->ncolumns : 0) + 1;
 
 	statement->target = target;
 	statement->verb = verb;
 	statement->form = form;
+	statement->old_form = old_form;
+	statement->manner = manner;
+	statement->text = text ? pstrdup(text) : NULL;
 	statement->columns = palloc0(maxparams * sizeof(PyrTargetColumn *));
 	statement->types = palloc0(maxparams * sizeof(Oid));
 	statement->values = palloc0(maxparams * sizeof(Datum));
@@ -450,6 +563,9 @@ create_statement(PyrTarget *target, PyrVerb verb, PyrForm *form)
 	}
 	for (int i = 0; form != NULL && i < form->ncolumns; i++)
 		add_parameter(statement, form->columns[i]);
+	statement->nset = statement->nparams;
+	for (int i = 0; old_form != NULL && i < old_form->ncolumns; i++)
+		add_parameter(statement, old_form->columns[i]);
 	describe_rows(statement);
 	target->statements = lappend(target->statements, statement);
 	MemoryContextSwitchTo(oldcontext);
@@ -473,22 +589,50 @@ free_plans(PyrTarget *target)
 	}
 }
 
+static PyrStatement *
+make_statement(PyrTarget *target, PyrVerb verb, PyrForm *form,
+			   PyrForm *old_form, PyrManner manner, const char *text)
+{
+	if (list_length(target->statements) % PLANS_MAX == PLANS_MAX - 1)
+		free_plans(target);
+	return create_statement(target, verb, form, old_form, manner, text);
+}
+
 /*
- * The statement that does that to rows of that form.
+ * The statement that does that to rows of that form.  It knows what they were
+ * before if it should care.
  */
 PyrStatement *
-pyr_statement_get(PyrTarget *target, PyrVerb verb, PyrForm *form)
+pyr_statement_get(PyrTarget *target, PyrVerb verb, PyrForm *form,
+				  PyrForm *old_form, PyrManner manner)
 {
-	void	  **place = verb == PYR_DELETE ? &target->delete :
-		verb == PYR_INSERT ? &form->insert : &form->update;
+	void	  **place;
+
+	if (verb == PYR_INSERT || manner == PYR_FORCE || !target->is_local)
+		old_form = NULL;
+	if (verb == PYR_INSERT)
+		place = &form->statements[manner == PYR_TRY ? PLACE_TRY_INSERT : PLACE_INSERT];
+	else if (verb == PYR_UPDATE)
+		place = &form->statements[manner == PYR_FORCE ? PLACE_FORCE_UPDATE :
+								  old_form ? PLACE_UPDATE_OLD : PLACE_UPDATE];
+	else if (old_form != NULL)
+		place = &old_form->statements[PLACE_DELETE_OLD];
+	else
+		place = manner == PYR_FORCE ? &target->force_delete : &target->delete;
 
 	if (*place == NULL)
-	{
-		if (list_length(target->statements) % PLANS_MAX == PLANS_MAX - 1)
-			free_plans(target);
-		*place = create_statement(target, verb, form);
-	}
+		*place = make_statement(target, verb, form, old_form, manner, NULL);
 	return *place;
+}
+
+/*
+ * A query about the row of such a change, with the change's parameters.
+ */
+PyrStatement *
+pyr_statement_query(PyrTarget *target, PyrVerb verb, PyrForm *form,
+					PyrForm *old_form, const char *text)
+{
+	return make_statement(target, verb, form, old_form, PYR_EXPECT, text);
 }
 
 void
@@ -542,14 +686,19 @@ run_one(PyrStatement *statement)
 	PG_END_TRY();
 }
 
+static inline const PyrValue *
+value_of(const PyrValue *values, const int *from, int i)
+{
+	return &values[from ? from[i] : i];
+}
+
 /*
- * Carries out one change: key is the old key (unless it is an insert), values
- * are those to be set, in the form's order, or wherever "from" says.  Returns
- * the number of rows touched.
+ * Carries out one change.  Returns the number of rows touched, or that a query
+ * has found.
  */
 uint64
-pyr_statement_change(PyrStatement *statement, const PyrValue *key,
-					 const PyrValue *values, const int *from, int encoding)
+pyr_statement_change(PyrStatement *statement, const PyrRowChange *change,
+					 int encoding)
 {
 	PyrIdentity before;
 
@@ -558,16 +707,17 @@ pyr_statement_change(PyrStatement *statement, const PyrValue *key,
 
 	/* making a value of a domain runs its checks, which are the owner's, too */
 	before = pyr_local_become(statement->target->owner);
-	for (int i = 0; i < statement->nkey; i++)
-		set_parameter(statement, i, &key[i], encoding);
-	for (int i = statement->nkey; i < statement->nparams; i++)
-	{
-		int			slot = i - statement->nkey;
-
-		set_parameter(statement, i, &values[from ? from[slot] : slot], encoding);
-	}
 	for (int i = 0; i < statement->nparams; i++)
+	{
+		const PyrValue *value =
+			i < statement->nkey ? &change->key[i] :
+			i < statement->nset ? value_of(change->values, change->from,
+										   i - statement->nkey) :
+			value_of(change->old, change->old_from, i - statement->nset);
+
+		set_parameter(statement, i, value, encoding);
 		statement->nulls[i] = statement->isnull[i] ? 'n' : ' ';
+	}
 
 	run_one(statement);
 	pyr_local_become_again(before);
@@ -603,8 +753,10 @@ fill_batch(PyrStatement *statement, Tuplestorestate *store,
 	{
 		for (int i = 0; i < statement->nparams; i++)
 		{
-			const PyrValue *value = i < statement->nkey ? &rows[n]->origin[i]
-				: &rows[n]->values[i - statement->nkey];
+			const PyrValue *value =
+				i < statement->nkey ? &rows[n]->origin[i] :
+				i < statement->nset ? &rows[n]->values[i - statement->nkey] :
+				&rows[n]->old[i - statement->nset];
 
 			set_parameter(statement, i, value, encoding);
 			bytes += Max(value->len, 0);
@@ -667,13 +819,78 @@ pyr_statement_rows(PyrStatement *statement, PyrMergeRow **rows, int nrows,
 }
 
 /*
+ * The table, as it is written in a query.
+ */
+char *
+pyr_statement_table(PyrTarget *target)
+{
+	return quote_qualified_identifier(target->schema, target->table);
+}
+
+/*
+ * For a query: the condition that t is the row with the key that is in the
+ * parameters of those numbers; NULL: the first ones.
+ */
+char *
+pyr_statement_key(PyrTarget *target, const int *numbers)
+{
+	StringInfoData where;
+
+	initStringInfo(&where);
+	for (int i = 0; i < target->merge->nkey; i++)
+		append_key_condition(&where, target,
+							 &target->columns[target->merge->key[i]],
+							 parameter(numbers ? numbers[i] : i, false));
+	return where.data;
+}
+
+/*
+ * For a query: the parameter of that number as a value of the column.
+ */
+char *
+pyr_statement_value(PyrTarget *target, int column, int number)
+{
+	return pstrdup(cast_to_column(parameter(number, false),
+								  &target->columns[column]));
+}
+
+/*
+ * For a query: the condition that t has those old values, which are in the
+ * parameters from that number on.
+ */
+char *
+pyr_statement_same(PyrTarget *target, PyrForm *old_form, int number)
+{
+	return same_condition(target, old_form, number, false);
+}
+
+/*
+ * For a query: the conditions that t is earlier than the parameter of that
+ * number, and that it is later, by the column that tells.
+ */
+char *
+pyr_statement_order(PyrTarget *target, int number)
+{
+	PyrTargetColumn *column = &target->columns[target->later_column];
+	char	   *here = psprintf("t.%s", quote_identifier(column->name));
+	const char *there = cast_to_column(parameter(number, false), column);
+
+	return psprintf("%s IS NULL OR %s, %s", here,
+					later_condition(target, column, here, there),
+					later_condition(target, column, there, here));
+}
+
+/*
  * Runs that text as that user.
  */
 void
 pyr_statement_text(Oid owner, const char *text)
 {
 	PyrIdentity before = pyr_local_become(owner);
+	MemoryContext context = CurrentMemoryContext;
+	int			rc = SPI_execute(text, false, 0);
 
-	check_result(SPI_execute(text, false, 0));
+	MemoryContextSwitchTo(context); /* SPI leaves its own current */
+	check_result(rc);
 	pyr_local_become_again(before);
 }

@@ -10,7 +10,8 @@
  * as text goes through the input function of the column here.
  *
  * Usually a table has one target.  It has another one when the master's key
- * or a column's type there was changed, for the changes made since.  A target
+ * or a column's type there was changed, or what is logged of old rows, for the
+ * changes made since.  A target
  * is good until the table changes here; those that are not any more are freed
  * between windows.
  *
@@ -35,6 +36,7 @@
 #include "catalog/catalog.h"
 #include "catalog/dependency.h"
 #include "catalog/namespace.h"
+#include "catalog/pg_am.h"
 #include "catalog/pg_class.h"
 #include "catalog/pg_inherits.h"
 #include "catalog/pg_proc.h"
@@ -45,9 +47,12 @@
 #include "common/compat.h"
 #include "common/keys.h"
 #include "mb/pg_wchar.h"
+#include "miscadmin.h"
 #include "parser/parse_coerce.h"
 #include "pyreplica.h"
 #include "rewrite/prs2lock.h"
+#include "slave/author.h"
+#include "slave/local.h"
 #include "slave/statement.h"
 #include "slave/target.h"
 #include "utils/builtins.h"
@@ -343,6 +348,29 @@ route_of_relation(Relation rel)
 }
 
 /*
+ * Whether the relation's rows have an xmin that tells who wrote them.
+ */
+static bool
+has_authors(Relation rel)
+{
+	return rel->rd_rel->relkind == RELKIND_PARTITIONED_TABLE ||
+		(rel->rd_rel->relkind == RELKIND_RELATION &&
+		 rel->rd_rel->relam == HEAP_TABLE_AM_OID);
+}
+
+/*
+ * Whether INSERT ... ON CONFLICT DO NOTHING can be said of the relation, and if
+ * it does nothing that means that a unique value is there: not if there are
+ * rules, indexes that are looked at later, exclusion constraints, or triggers.
+ */
+static bool
+can_arbitrate(Relation rel)
+{
+	return rel->rd_rules == NULL && !pyr_has_deferrable(rel) &&
+		route_of_relation(rel) == PYR_ROUTE_SETS;
+}
+
+/*
  * Finds the route, and the columns whose values must be unique, from the
  * table and everything that inherits from it.
  */
@@ -354,12 +382,19 @@ look_at_members(PyrTarget *target)
 	ListCell   *cell;
 
 	target->route = PYR_ROUTE_SETS;
+	target->is_local = target->relkind == RELKIND_RELATION ||
+		target->relkind == RELKIND_PARTITIONED_TABLE;
+	target->can_arbitrate = target->is_local;
 	foreach(cell, members)
 	{
 		Relation	rel = relation_open(lfirst_oid(cell), NoLock);
 
 		register_target(target, lfirst_oid(cell));
 		target->route = Max(target->route, route_of_relation(rel));
+		if (!has_authors(rel))
+			target->is_local = false;
+		if (!can_arbitrate(rel))
+			target->can_arbitrate = false;
 		if (lfirst_oid(cell) == target->relid)
 			linked = pyr_unique_columns(rel);
 		relation_close(rel, NoLock);
@@ -428,6 +463,38 @@ is_key_followed(PyrTarget *target, Relation rel, const AttrNumber *key, int nkey
 }
 
 /*
+ * Who wins a conflict.  Where a column tells, rows are compared one by one.
+ */
+static void
+fill_policy(PyrTarget *target)
+{
+	target->policy = pyr_policy_of(target->schema, target->table);
+	target->watches_origin = target->is_local && pyr_author_can_tell() &&
+		pyr_policy_watches_origin(target->policy);
+	if (target->watches_origin &&
+		!pyr_may_use_schema(pyr_local_schema_oid(), target->owner))
+		ereport(ERROR,
+				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+				 errmsg("rows of table \"%s.%s\" cannot be asked for who wrote them",
+						target->schema, target->table),
+				 errdetail("Its owner may not use pyreplica's schema."),
+				 errhint("GRANT USAGE ON SCHEMA %s TO %s", pyr_local_schema(),
+						 quote_identifier(GetUserNameFromId(target->owner, false)))));
+	target->later_column = -1;
+	if (target->policy.column == NULL)
+		return;
+	target->later_column = column_number(target, target->policy.column);
+	if (target->later_column < 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_UNDEFINED_COLUMN),
+				 errmsg("column \"%s\" of table \"%s.%s\", which is to tell the last update, does not exist on the slave",
+						target->policy.column, target->schema, target->table),
+				 errhint("Add the column, or call pyreplica_set_conflict_resolution() again.")));
+	if (target->is_local)
+		target->route = Max(target->route, PYR_ROUTE_ORDERED);
+}
+
+/*
  * Learns all there is to know of the table, in the target's memory.
  */
 static void
@@ -462,6 +529,7 @@ fill_target(PyrTarget *target, PyrShape *shape)
 		pyr_key_is_unique(rel, attnums, shape->nkey, false);
 	if (!is_key_followed(target, rel, attnums, shape->nkey))
 		target->route = Max(target->route, PYR_ROUTE_ORDERED);
+	fill_policy(target);
 	target->merge = pyr_merge_table_create(target->context, target->ncolumns,
 										   shape->nkey, key,
 										   whole_row(target), linked);
@@ -493,6 +561,15 @@ create_target(Oid relid, PyrShape *shape)
 }
 
 /*
+ * Whether changes of that shape could tell what the row was before.
+ */
+static bool
+tells_of_row(PyrShape *shape)
+{
+	return shape->verb == PYR_UPDATE || shape->verb == PYR_DELETE;
+}
+
+/*
  * Whether the target does for changes of that shape.
  */
 static bool
@@ -501,7 +578,10 @@ suits(PyrTarget *target, PyrShape *shape)
 	if (!target->valid || target->merge == NULL ||
 		target->merge->nkey != shape->nkey)
 		return false;
-	for (int i = 0; i < shape->nkey + shape->nset; i++)
+	if (tells_of_row(shape) && target->is_old_known &&
+		target->tells_old != (shape->nold > 0))
+		return false;
+	for (int i = 0; i < shape->nkey + shape->nset + shape->nold; i++)
 	{
 		int			number = column_number(target, shape->columns[i].name);
 
@@ -571,6 +651,23 @@ fill_new_key(PyrBinding *binding, int *number_of)
 }
 
 /*
+ * Where the form's columns are among a shape's from "begin" to "end", whose
+ * numbers are given.
+ */
+static int *
+places_in(PyrForm *form, const int *number_of, int begin, int end)
+{
+	int		   *places = palloc((form->ncolumns + 1) * sizeof(int));
+
+	for (int i = begin; i < end; i++)
+	{
+		if (form->slots[number_of[i]] >= 0)
+			places[form->slots[number_of[i]]] = i;
+	}
+	return places;
+}
+
+/*
  * Finds the form of what the shape sets, and what goes where.
  */
 static void
@@ -579,10 +676,18 @@ fill_binding(PyrBinding *binding)
 	PyrTarget  *target = binding->target;
 	PyrShape   *shape = binding->shape;
 	PyrMergeShape *merge = &binding->merge;
-	int			nvalues = shape->nkey + shape->nset;
+	int			nvalues = shape->nkey + shape->nset + shape->nold;
 	int		   *number_of = palloc((nvalues + 1) * sizeof(int));
 	int			first_set = shape->verb == PYR_INSERT ? 0 : shape->nkey;
+	int			first_old = shape->nkey + shape->nset;
 	Bitmapset  *set = NULL;
+	Bitmapset  *old = NULL;
+
+	if (tells_of_row(shape) && !target->is_old_known)
+	{
+		target->is_old_known = true;
+		target->tells_old = shape->nold > 0;
+	}
 
 	merge->table = target->merge;
 	merge->verb = shape->verb;
@@ -597,20 +702,24 @@ fill_binding(PyrBinding *binding)
 			learn_column(target, shape, column, shape->columns[i].type);
 
 		/* what is generated here, the slave computes */
-		if (i >= first_set && !column->is_generated)
+		if (column->is_generated)
+			continue;
+		if (i >= first_old)
+			old = bms_add_member(old, number_of[i]);
+		else if (i >= first_set)
 			set = bms_add_member(set, number_of[i]);
+	}
+	if (old != NULL)
+	{
+		merge->old_form = pyr_merge_form(target->merge, old);
+		merge->old_from = places_in(merge->old_form, number_of, first_old, nvalues);
 	}
 	if (shape->verb == PYR_TRUNCATE || shape->verb == PYR_DELETE)
 		return;
 
 	binding->is_empty = shape->verb == PYR_UPDATE && bms_is_empty(set);
 	merge->form = pyr_merge_form(target->merge, set);
-	merge->from = palloc((merge->form->ncolumns + 1) * sizeof(int));
-	for (int i = first_set; i < nvalues; i++)
-	{
-		if (merge->form->slots[number_of[i]] >= 0)
-			merge->from[merge->form->slots[number_of[i]]] = i;
-	}
+	merge->from = places_in(merge->form, number_of, first_set, first_old);
 	if (shape->verb == PYR_UPDATE && merge->form->sets_key)
 		fill_new_key(binding, number_of);
 }
@@ -740,6 +849,15 @@ pyr_target_sweep(void)
 			free_target(target);
 	}
 	list_free(old);
+}
+
+/*
+ * Settings or policies may have changed that targets depend on.
+ */
+void
+pyr_target_invalidate_all(void)
+{
+	invalidate(all_targets);
 }
 
 /*

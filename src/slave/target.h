@@ -11,6 +11,7 @@
 #include "common/decode.h"
 #include "common/values.h"
 #include "slave/merge.h"
+#include "slave/policy.h"
 
 /* how changes of a table may be applied */
 typedef enum PyrRoute
@@ -56,12 +57,21 @@ typedef struct PyrTarget
 	PyrRoute	route;
 	bool		fires_as_origin;	/* a view, whose triggers do the work */
 	bool		is_key_deferrable;	/* unique at the end of a transaction only */
+	bool		is_local;		/* rows are here, with their authors */
+	bool		can_arbitrate;	/* INSERT takes ON CONFLICT */
+	bool		tells_old;		/* changes say what rows were before */
+	bool		is_old_known;	/* the line before is of a change */
+	PyrPolicy	policy;
+	bool		watches_origin; /* rows that others wrote are conflicts */
+	int			later_column;	/* that tells which row is later; -1: none */
 	int			ncolumns;
 	PyrTargetColumn *columns;
 	PyrMergeTable *merge;
 	List	   *bindings;		/* PyrBinding */
 	List	   *statements;		/* PyrStatement, see statement.c */
 	void	   *delete;			/* the one that deletes */
+	void	   *force_delete;	/* whatever the row is */
+	List	   *queries;		/* about rows, see look.c */
 
 	/* if sets failed lately, it does without them for a while */
 	uint64		window;			/* the last one that had changes of it */
@@ -86,6 +96,7 @@ extern bool pyr_target_is_protected(Oid namespace, Oid relid);
 extern bool pyr_target_has_rival(PyrTarget *target);
 extern bool pyr_target_keeps_order(PyrTarget *target, uint64 window);
 extern void pyr_target_distrust(PyrTarget *target);
+extern void pyr_target_invalidate_all(void);
 extern void pyr_target_sweep(void);
 extern void pyr_target_forget_all(void);
 

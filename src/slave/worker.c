@@ -37,16 +37,21 @@
 #include "postmaster/interrupt.h"
 #include "pyreplica.h"
 #include "slave/apply.h"
+#include "slave/author.h"
 #include "slave/copy.h"
 #include "slave/copyworker.h"
 #include "slave/fetch.h"
+#include "slave/history.h"
 #include "slave/local.h"
 #include "slave/origin.h"
+#include "slave/policy.h"
 #include "slave/position.h"
 #include "slave/schema.h"
 #include "slave/sequences.h"
+#include "slave/skip.h"
 #include "slave/status.h"
 #include "slave/tables.h"
+#include "slave/target.h"
 #include "slave/verify.h"
 #include "slave/worker.h"
 #include "storage/ipc.h"
@@ -141,6 +146,7 @@ reload(void)
 	retry_ms = RETRY_FIRST_MS;
 	pyr_tables_retry();
 	pyr_schema_retry();
+	pyr_target_invalidate_all();
 
 	if (!pyr_replicas_use(key) || !replica_enabled ||
 		master_conninfo[0] == '\0')
@@ -666,6 +672,18 @@ pace(bool is_behind)
 }
 
 /*
+ * Who wins conflicts may have changed.
+ */
+static void
+reload_policies(void)
+{
+	pyr_local_begin_transaction();
+	pyr_policy_load();
+	pyr_local_commit_transaction();
+	pyr_target_invalidate_all();
+}
+
+/*
  * One turn of the loop while connected; false: the connection is gone.
  */
 static bool
@@ -677,9 +695,11 @@ work(void)
 	{
 		tables_requested = pyr_status_tables_requested();
 		pyr_tables_take_requests();
+		reload_policies();
 	}
 	if (!look())
 		return false;
+	pyr_history_prune();
 	pyr_verify_settle();
 	pyr_sequences_settle();
 	if (!pyr_window_fetch_is_under_way())
@@ -731,12 +751,26 @@ begin(void)
 	}
 	pyr_tables_load(replica);
 	pyr_schema_load();
+	pyr_policy_load();
+	pyr_author_begin(replica, position.began_at);
+	pyr_skip_load();
 	window = pyr_window_create();
 	next_window = pyr_window_create();
 	pyr_local_commit_transaction();
 
 	loop_context = AllocSetContextCreate(TopMemoryContext, "pyreplica loop",
 										 ALLOCSET_DEFAULT_SIZES);
+}
+
+/*
+ * The last line of an error's context: the outermost, ours.
+ */
+static const char *
+last_line(const char *context)
+{
+	const char *newline = strrchr(context, '\n');
+
+	return newline != NULL ? newline + 1 : context;
 }
 
 /*
@@ -755,9 +789,12 @@ report_failure(void)
 	FlushErrorState();
 	AbortCurrentTransaction();
 	pyr_status_error(PYR_STATE_ERROR,
-					 error->detail != NULL
-					 ? psprintf("%s (%s)", error->message, error->detail)
-					 : error->message);
+					 psprintf("%s%s%s%s%s%s", error->message,
+							  error->detail ? " (" : "",
+							  error->detail ? error->detail : "",
+							  error->detail ? ")" : "",
+							  error->context ? "; " : "",
+							  error->context ? last_line(error->context) : ""));
 	RESUME_INTERRUPTS();
 }
 
