@@ -723,6 +723,16 @@ keep_failure(ApplyState *state, int64 failed, ErrorData *error)
 }
 
 /*
+ * Whether an error came from what others did at the same time.
+ */
+static bool
+is_of_the_moment(int sqlerrcode)
+{
+	return ERRCODE_TO_CATEGORY(sqlerrcode) ==
+		ERRCODE_TO_CATEGORY(ERRCODE_TRANSACTION_ROLLBACK);
+}
+
+/*
  * Applying has failed: rolls back, and if a change is to blame, keeps it in
  * mind.  The error goes on from here.
  */
@@ -735,7 +745,8 @@ fail(ApplyState *state, MemoryContext context)
 	MemoryContextSwitchTo(context);
 	error = CopyErrorData();
 	if (state->merge != NULL || number == 0 ||
-		pyr_is_of_the_system(error->sqlerrcode))
+		pyr_is_of_the_system(error->sqlerrcode) ||
+		is_of_the_moment(error->sqlerrcode))
 		PG_RE_THROW();
 	FlushErrorState();
 	AbortCurrentTransaction();
