@@ -245,6 +245,64 @@ is( ask($slave, q(SELECT kind, key[1], remote_row FROM pyreplica_conflicts WHERE
 is(ask($slave, q(SELECT string_agg(concat_ws(':', id, a, b), ' ' ORDER BY id) FROM passing WHERE id < 5)),
 	'1:two:1 4:two:1', 'as change by change');
 
+# What comes and goes within a window leaves nothing, but may have met something.
+on_both($master, $slave, q(CREATE TABLE gone (id int PRIMARY KEY, a text)));
+log_table($master, 'gone');
+ask($slave, q(SELECT pyreplica_set_conflict_resolution('gone', 'apply_remote')));
+wait_caught_up($slave);
+$held = hold_back($master, $slave);
+ask($slave, q(INSERT INTO gone VALUES (77, 'slave')));
+ask($master, q(INSERT INTO gone SELECT i, 'master' FROM generate_series(1, 200) i; DELETE FROM gone WHERE id > 20));
+let_go($held);
+wait_caught_up($slave);
+is(ask($slave, q(SELECT kind, key, local_row FROM pyreplica_conflicts WHERE tablename = 'gone')),
+	'insert_exists|{77}|{"a": "slave", "id": 77}', 'a row that was inserted and deleted again');
+is_same($master, $slave, 'gone', 'then both sides are the same');
+
+# --- Tables that are not alike ---
+
+# A key that cannot be updated, columns that are computed or only here, unique
+# expressions under a condition; partitions.
+my $odd = 'CREATE TABLE odd (id int GENERATED ALWAYS AS IDENTITY PRIMARY KEY, a text, b text GENERATED ALWAYS AS (upper(a)) STORED%s)';
+my $parts = 'CREATE TABLE parts (id int PRIMARY KEY, a text, n int)';
+ask($master, sprintf($odd, '') . "; $parts");
+ask($slave, sprintf($odd, q(, here text DEFAULT 'here')) . <<"SQL");
+; CREATE UNIQUE INDEX ON odd (lower(a)) WHERE a <> 'free';
+$parts PARTITION BY HASH (id);
+CREATE TABLE parts_0 PARTITION OF parts FOR VALUES WITH (MODULUS 2, REMAINDER 0);
+CREATE TABLE parts_1 PARTITION OF parts FOR VALUES WITH (MODULUS 2, REMAINDER 1);
+SQL
+log_table($master, 'odd', 'parts');
+wait_caught_up($slave);
+ask($slave, q(SELECT pyreplica_set_conflict_resolution(t, 'apply_remote') FROM unnest('{odd,parts}'::regclass[]) t));
+wait_caught_up($slave);
+foreach my $way ('auto', 'strict')
+{
+	set_conf($slave, "pyreplica.apply_mode = $way");
+	ask($master, 'DELETE FROM odd; DELETE FROM parts');
+	wait_caught_up($slave);
+	ask($slave, <<'SQL');
+DELETE FROM pyreplica_conflicts;
+DELETE FROM odd;
+INSERT INTO odd (id, a, here) OVERRIDING SYSTEM VALUE VALUES (1, 'slave', 'x'), (2, 'COLLIDES', 'x'), (3, 'free', 'x'), (6, 'Other', 'x');
+INSERT INTO parts SELECT i, 'slave', i FROM generate_series(1, 9) i;
+SQL
+	$held = hold_back($master, $slave);
+	ask($master, <<'SQL');
+INSERT INTO odd (id, a) OVERRIDING SYSTEM VALUE VALUES (1, 'master'), (4, 'collides'), (5, 'free'), (7, 'x');
+UPDATE odd SET a = 'other' WHERE id = 7;
+INSERT INTO parts SELECT i, 'master', -i FROM generate_series(1, 100) i;
+SQL
+	let_go($held);
+	wait_caught_up($slave);
+	is(ask($slave, q(SELECT string_agg(concat_ws(':', id, a, b, here), ' ' ORDER BY id) FROM odd)),
+		'1:master:MASTER:here 3:free:FREE:x 4:collides:COLLIDES:here 5:free:FREE:here 7:other:OTHER:here',
+		"$way: unique expressions, and a key that cannot be updated");
+	is_same($master, $slave, 'parts', "$way: partitions");
+	is(ask($slave, q(SELECT string_agg(concat_ws(':', kind, key, n), ' ') FROM (SELECT tablename, kind, min(key) AS key, count(*) AS n FROM pyreplica_conflicts GROUP BY 1, 2 ORDER BY 1, 2) c)),
+		'insert_exists:{1}:2 update_exists:{7}:1 insert_exists:{1}:9', "$way: as conflicts");
+}
+
 # --- Rows that were here before are nobody's ---
 
 is( ask($slave, q(SELECT count(*) FROM pyreplica_conflicts c, pyreplica_position p WHERE c.local_origin = 'local' AND c.local_at < p.began_at)),

@@ -32,8 +32,13 @@
  * As long as all changes of a table are inserts, or all are deletes, no two of
  * them can be about one row, and no hash table is needed.
  *
+ * What was inserted and deleted again leaves nothing; but on the slave there may
+ * be a row with its key, which the insert would have met.  So such keys are
+ * looked for, as deletes that should find nothing.  (What a row had only in
+ * between, other keys or unique values, meets nobody.)
+ *
  * The groups of a table are to be carried out in the order given: deletes,
- * updates, updates of keys, inserts.  So a unique value that one row gives up
+ * updates, updates of keys, looks for nothing, inserts.  So a unique value that one row gives up
  * and another one takes is free when it is taken, but for two cases, which fail
  * and are then applied one by one: a value that moves on among rows that were
  * changed several times, and one taken by an update from a row that is
@@ -764,7 +769,7 @@ compare_orders(const void *a, const void *b)
 static PyrMergeGroup *
 make_group(PyrVerb verb, PyrMergeRow **rows, int nrows)
 {
-	PyrMergeGroup *group = palloc(sizeof(PyrMergeGroup));
+	PyrMergeGroup *group = palloc0(sizeof(PyrMergeGroup));
 
 	group->verb = verb;
 	group->form = verb == PYR_DELETE ? NULL : rows[0]->form;
@@ -780,6 +785,7 @@ typedef enum Step
 	STEP_DELETE,
 	STEP_UPDATE,
 	STEP_UPDATE_IN_ORDER,
+	STEP_ABSENT,
 	STEP_INSERT
 } Step;
 
@@ -789,12 +795,16 @@ typedef enum Step
 #define STEP_DELETE_AND_INSERT	(NSTEPS + 1)
 
 static int
-step_of(PyrMergeRow *row)
+step_of(PyrMergeTable *table, PyrMergeRow *row)
 {
 	switch (row->effect)
 	{
 		case PYR_EFFECT_NONE:
-			return STEP_NONE;
+			/* if another row has got its key, that one will find out */
+			if (find_row(table, row->key, row->hash) != NULL)
+				return STEP_NONE;
+			row->origin = row->key;
+			return STEP_ABSENT;
 		case PYR_EFFECT_INSERT:
 			return STEP_INSERT;
 		case PYR_EFFECT_DELETE:
@@ -893,8 +903,10 @@ gather_forms(PyrMergeTable *table, PyrVerb verb, PyrMergeRow **rows, int nrows)
 static List *
 group_step(List *groups, PyrMergeTable *table, Step step, int nrows)
 {
-	PyrVerb		verb = step == STEP_DELETE ? PYR_DELETE :
+	PyrVerb		verb = step == STEP_DELETE || step == STEP_ABSENT ? PYR_DELETE :
 		step == STEP_INSERT ? PYR_INSERT : PYR_UPDATE;
+	ListCell   *cell;
+	int			first = list_length(groups);
 	PyrMergeRow **rows;
 	int			n = 0;
 
@@ -913,6 +925,7 @@ group_step(List *groups, PyrMergeTable *table, Step step, int nrows)
 			qsort(rows, nrows, sizeof(PyrMergeRow *), compare_orders);
 			break;
 		case STEP_DELETE:
+		case STEP_ABSENT:
 		case STEP_UPDATE:
 			sort_by_key(rows, nrows, table->nkey);
 			gather_forms(table, verb, rows, nrows);
@@ -921,7 +934,10 @@ group_step(List *groups, PyrMergeTable *table, Step step, int nrows)
 			gather_forms(table, verb, rows, nrows);
 			break;
 	}
-	return group_runs(groups, verb, rows, nrows);
+	groups = group_runs(groups, verb, rows, nrows);
+	for_each_from(cell, groups, first)
+		((PyrMergeGroup *) lfirst(cell))->is_absent = step == STEP_ABSENT;
+	return groups;
 }
 
 static PyrVerb
@@ -1005,7 +1021,7 @@ pyr_merge_groups(PyrMerge *merge, PyrMergeTable *table, List **result)
 
 		for (int i = 0; i < table->nrows; i++)
 		{
-			table->rows[i]->step = step_of(table->rows[i]);
+			table->rows[i]->step = step_of(table, table->rows[i]);
 			nrows[table->rows[i]->step]++;
 		}
 		nrows[STEP_DELETE] += nrows[STEP_DELETE_AND_INSERT];

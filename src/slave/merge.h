@@ -102,6 +102,7 @@ typedef struct PyrMergeShape
 typedef struct PyrMergeGroup
 {
 	PyrVerb		verb;
+	bool		is_absent;		/* deletes that should find nothing */
 	PyrForm    *form;			/* NULL in deletes */
 	PyrForm    *old_form;		/* NULL if nothing is told of what rows were */
 	PyrMergeRow **rows;

@@ -23,6 +23,7 @@
 #include "slave/origin.h"
 #include "utils/builtins.h"
 #include "utils/memutils.h"
+#include "utils/timestamp.h"
 
 /*
  * What every statement of ours relies on, whatever is set for the master, its
@@ -256,6 +257,31 @@ pyr_origin_rows(PyrOrigin *origin, const char *sql, List **rows)
 {
 	*rows = NIL;
 	return query(origin, sql, 0, NULL, add_row, rows);
+}
+
+/*
+ * How far the master's clock is ahead of ours, give or take half of the time that
+ * it took to ask.
+ */
+bool
+pyr_origin_clock(PyrOrigin *origin, int64 *ahead_us, int64 *doubt_us)
+{
+	TimestampTz asked_at = GetCurrentTimestamp();
+	TimestampTz answered_at;
+	TimestampTz there;
+	char	   *seconds = NULL;
+
+	if (!query(origin,
+			   "SELECT pg_catalog.date_part('epoch', pg_catalog.clock_timestamp())::pg_catalog.text",
+			   0, NULL, keep_strings, &seconds))
+		return false;
+	answered_at = GetCurrentTimestamp();
+	there = (TimestampTz) ((strtod(seconds, NULL) -
+							(POSTGRES_EPOCH_JDATE - UNIX_EPOCH_JDATE) * (double) SECS_PER_DAY) *
+						   USECS_PER_SEC);
+	*doubt_us = (answered_at - asked_at) / 2;
+	*ahead_us = there - asked_at - *doubt_us;
+	return true;
 }
 
 void

@@ -33,6 +33,8 @@ extern PyrOrigin *pyr_origin_open(const char *conninfo, const char *replica,
 extern void pyr_origin_close(PyrOrigin *origin);
 extern bool pyr_origin_rows(PyrOrigin *origin, const char *sql, List **rows);
 
+extern bool pyr_origin_clock(PyrOrigin *origin, int64 *ahead_us,
+							 int64 *doubt_us);
 extern bool pyr_origin_announce(PyrOrigin *origin, bool *may_sleep);
 extern bool pyr_origin_awake(PyrOrigin *origin);
 extern bool pyr_origin_confirm(PyrOrigin *origin, const char *replica,

@@ -52,7 +52,8 @@ run_few(PyrSets *sets, PyrMergeGroup *group, PyrStatement *statement,
 		};
 
 		MemoryContextReset(context);
-		if (pyr_statement_change(statement, &change, sets->encoding) != 1)
+		if (pyr_statement_change(statement, &change, sets->encoding) !=
+			(group->is_absent ? 0 : 1))
 			return false;
 	}
 	return true;
@@ -76,12 +77,13 @@ run_group(PyrSets *sets, PyrMergeGroup *group, bool keeps_order,
 		return true;
 	}
 	statement = pyr_statement_get(sets->target, group->verb, group->form,
-								  group->old_form, PYR_EXPECT);
+								  group->old_form,
+								  group->is_absent ? PYR_FORCE : PYR_EXPECT);
 	if (group->nrows < SET_ROWS_MIN)
 		return run_few(sets, group, statement, context);
 	return pyr_statement_rows(statement, group->rows, group->nrows,
-							  sets->encoding, sets->between) ==
-		(uint64) group->nrows;
+							  group->is_absent ? 0 : 1,
+							  sets->encoding, sets->between);
 }
 
 static bool

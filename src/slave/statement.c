@@ -768,13 +768,13 @@ fill_batch(PyrStatement *statement, Tuplestorestate *store,
 }
 
 /*
- * Runs the statement over all of the rows, which have its form.  Returns how
- * many were touched; stops early when a batch touched another number than it
- * had.  "between" is called after each batch.
+ * Runs the statement over all of the rows, which have its form.  Each of them
+ * should touch so many rows of the table; false: that is not so, and it stopped
+ * when that showed.  "between" is called after each batch.
  */
-uint64
+bool
 pyr_statement_rows(PyrStatement *statement, PyrMergeRow **rows, int nrows,
-				   int encoding, void (*between) (void))
+				   int touches, int encoding, void (*between) (void))
 {
 	MemoryContext context = AllocSetContextCreate(CurrentMemoryContext,
 												  "pyreplica rows",
@@ -786,7 +786,7 @@ pyr_statement_rows(PyrStatement *statement, PyrMergeRow **rows, int nrows,
 	Tuplestorestate *store = tuplestore_begin_heap(false, false,
 												   4 * BATCH_BYTES / 1024);
 	PyrIdentity before;
-	uint64		touched = 0;
+	bool		is_right = true;
 	int			done = 0;
 
 	statement->rows.reldata = store;
@@ -794,7 +794,7 @@ pyr_statement_rows(PyrStatement *statement, PyrMergeRow **rows, int nrows,
 	if (statement->many == NULL)
 		statement->many = prepare(statement, true);
 	before = pyr_local_become(statement->target->owner);
-	while (done < nrows)
+	while (done < nrows && is_right)
 	{
 		int			n;
 
@@ -803,19 +803,17 @@ pyr_statement_rows(PyrStatement *statement, PyrMergeRow **rows, int nrows,
 		n = fill_batch(statement, store, rows + done, nrows - done, encoding);
 		MemoryContextReset(values_context);
 		execute_plan(statement, statement->many, NULL, NULL);
-		touched += SPI_processed;
+		is_right = SPI_processed == (uint64) n * touches;
 		done += n;
 		tuplestore_clear(store);
 		between();
-		if (touched != (uint64) done)
-			break;
 	}
 	pyr_local_become_again(before);
 	(void) SPI_unregister_relation(ROWS);
 	tuplestore_end(store);
 	MemoryContextSwitchTo(oldcontext);
 	MemoryContextDelete(context);
-	return touched;
+	return is_right;
 }
 
 /*

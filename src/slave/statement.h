@@ -43,9 +43,9 @@ extern PyrStatement *pyr_statement_query(PyrTarget *target, PyrVerb verb,
 										 const char *text);
 extern uint64 pyr_statement_change(PyrStatement *statement,
 								   const PyrRowChange *change, int encoding);
-extern uint64 pyr_statement_rows(PyrStatement *statement, PyrMergeRow **rows,
-								 int nrows, int encoding,
-								 void (*between) (void));
+extern bool pyr_statement_rows(PyrStatement *statement, PyrMergeRow **rows,
+							   int nrows, int touches, int encoding,
+							   void (*between) (void));
 extern char *pyr_statement_table(PyrTarget *target);
 extern char *pyr_statement_key(PyrTarget *target, const int *numbers);
 extern char *pyr_statement_value(PyrTarget *target, int column, int number);

@@ -86,6 +86,9 @@
 /* a prepared transaction's commit wakes nobody */
 #define PREPARED_POLL_MS	1000
 
+/* clocks may differ so much */
+#define CLOCK_DIFFERENCE_US	100000
+
 /* the name of the replica that this process is the worker of, and in the settings */
 static char *replica;
 static char *key;
@@ -279,6 +282,29 @@ begin_anew(void)
 }
 
 /*
+ * Where the last update wins, clocks that differ take the wrong one.
+ */
+static bool
+look_at_clock(void)
+{
+	int64		ahead_us;
+	int64		doubt_us;
+
+	if (!pyr_policy_uses_time())
+		return true;
+	if (!pyr_origin_clock(origin, &ahead_us, &doubt_us))
+		return false;
+	if (Abs(ahead_us) - doubt_us > CLOCK_DIFFERENCE_US)
+		ereport(LOG,
+				(errmsg("pyreplica %s: the clocks of master and slave differ: the master's is %.3f s %s",
+						replica, Abs(ahead_us) / 1000000.0,
+						ahead_us > 0 ? "ahead" : "behind"),
+				 errhint("Bring them into step, as conflicts are to be won by the last update."),
+				 errhidestmt(true), errhidecontext(true)));
+	return true;
+}
+
+/*
  * Connects, or waits until it is time to try again.
  */
 static void
@@ -299,7 +325,7 @@ connect_origin(void)
 							 should_give_up, &error);
 	if (origin != NULL && origin->begins_anew)
 		begin_anew();
-	if (origin != NULL && !look_at_triggers())
+	if (origin != NULL && (!look_at_triggers() || !look_at_clock()))
 	{
 		lose_origin();
 		return;
