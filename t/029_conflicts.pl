@@ -171,6 +171,9 @@ SELECT c.local_row, c.remote_row, c.local_origin, c.master_at < c.local_at, c.xi
   FROM pyreplica_conflicts c
  WHERE tablename = 'keep_local_by_origin' AND kind = 'update_origin_differs' AND key = '{60}'
 SQL
+my ($xid, $at) = split(/\|/, ask($slave, q(SELECT xid, master_at FROM pyreplica_conflicts WHERE tablename = 'keep_local_by_origin' AND key = '{60}')));
+is(ask($master, "SELECT pg_xact_commit_timestamp('$xid'::xid8::xid) = '$at'"),
+	't', 'with the time of its commit, as the rows have it there');
 like(
 	ask($slave, q(SELECT local_row FROM pyreplica_conflicts WHERE tablename = 'keep_local_by_old' AND kind = 'multiple_unique_conflicts')),
 	qr/^\[\{.*"id": 3[01]\}, \{.*"id": 3[01]\}\]$/,
@@ -236,7 +239,7 @@ wait_caught_up($slave);
 ask($slave, q(SELECT pyreplica_set_conflict_resolution('passing', 'keep_local')));
 my $held = hold_back($master, $slave);
 ask($slave, q(UPDATE passing SET a = 'one' WHERE id IN (1, 2)));
-ask($master, q(UPDATE passing SET b = 1; UPDATE passing SET a = 'one'; UPDATE passing SET a = 'two'; DELETE FROM passing WHERE id IN (2, 3)));
+ask($master, q(UPDATE passing SET a = 'one'; UPDATE passing SET a = 'two', b = 1; DELETE FROM passing WHERE id IN (2, 3)));
 let_go($held);
 wait_caught_up($slave);
 is( ask($slave, q(SELECT kind, key[1], remote_row FROM pyreplica_conflicts WHERE tablename = 'passing' ORDER BY 2, 1 DESC)),
@@ -305,8 +308,20 @@ SQL
 
 # --- Rows that were here before are nobody's ---
 
-is( ask($slave, q(SELECT count(*) FROM pyreplica_conflicts c, pyreplica_position p WHERE c.local_origin = 'local' AND c.local_at < p.began_at)),
-	0, 'what was written before the replica began is no conflict');
+# As after a restore: what was written here, and late, is what both began with.
+on_both($master, $slave, q(CREATE TABLE before (id int PRIMARY KEY, a text)));
+log_table($master, 'before');
+ask($master, q(INSERT INTO before VALUES (1, 'old'), (2, 'old')));
+wait_caught_up($slave);
+ask($slave, q(SELECT pyreplica_set_conflict_resolution('before', 'keep_local')));
+ask($slave, q(UPDATE before SET a = 'restored'; UPDATE pyreplica_position SET began_at = clock_timestamp()));
+$slave->restart;
+wait_worker($slave);
+ask($slave, q(UPDATE before SET a = 'slave' WHERE id = 2));
+ask($master, q(UPDATE before SET a = 'master'));
+wait_caught_up($slave);
+is(ask($slave, q(SELECT string_agg(a, ' ' ORDER BY id) FROM before)),
+	'master slave', 'what was written before the replica began is no conflict');
 
 # --- Retention ---
 
