@@ -177,7 +177,7 @@ INSERT INTO t VALUES (13, 'after');
 SQL
 is_refused(
 	$slave,
-	qr/duplicate key value violates unique constraint "t_pkey"/,
+	qr/conflict insert_exists on table "public\.t" \(id='12'\).*unique index "t_pkey"/,
 	'a row that is in the way stops the replica');
 like(
 	log_since($slave, $here),
@@ -192,12 +192,12 @@ is( $slave->safe_psql(
 my $from = log_position($slave);
 ok( stays_true(
 		sub {
-			count_log($slave, $from, qr/ERROR:  duplicate key value violates/)
+			count_log($slave, $from, qr/ERROR:  conflict insert_exists/)
 			  <= 4;
 		},
 		3),
 	'it is tried again, but not too often');
-cmp_ok(count_log($slave, $from, qr/ERROR:  duplicate key value violates/),
+cmp_ok(count_log($slave, $from, qr/ERROR:  conflict insert_exists/),
 	'>=', 2, 'though often enough');
 $slave->safe_psql('postgres', 'DELETE FROM t WHERE id = 12');
 ok(wait_status($slave, q(state = 'waiting')),
