@@ -22,6 +22,7 @@ OBJS = \
 	src/common/values.o \
 	src/common/wal.o \
 	src/common/keys.o \
+	src/common/node.o \
 	src/common/render.o \
 	src/master/filter.o \
 	src/master/relinfo.o \

@@ -20,11 +20,13 @@ CREATE TABLE replica_log (
 	at			timestamptz NOT NULL,
 	part		integer NOT NULL,
 	username	text,
+	origin		text,
 	snapshot	pg_snapshot,
 	changes		bytea NOT NULL
 );
 ALTER TABLE replica_log
 	ALTER username SET STORAGE PLAIN,
+	ALTER origin SET STORAGE PLAIN,
 	ALTER snapshot SET STORAGE PLAIN,
 	ALTER changes SET STORAGE PLAIN;
 
@@ -35,7 +37,8 @@ COMMENT ON COLUMN replica_log.commitno IS
 COMMENT ON COLUMN replica_log.xid IS 'the transaction';
 COMMENT ON COLUMN replica_log.at IS 'when it was about to commit';
 COMMENT ON COLUMN replica_log.part IS '0, 1, 2 ... for a transaction too large for one entry';
-COMMENT ON COLUMN replica_log.username IS 'session user (in part 0)';
+COMMENT ON COLUMN replica_log.username IS 'session user';
+COMMENT ON COLUMN replica_log.origin IS 'the node where its changes were first made, as py_log_node() calls it; NULL: here; *: on several, see replica_log_sql';
 COMMENT ON COLUMN replica_log.snapshot IS 'in some entries: the snapshot of that moment, where a slave that is behind can cut its way';
 COMMENT ON COLUMN replica_log.changes IS 'the changes, as src/common/format.h of the source describes';
 
@@ -91,15 +94,21 @@ $$;
 
 CREATE FUNCTION py_log_changes(changes bytea,
 	OUT number bigint, OUT schemaname text, OUT tablename text,
-	OUT operation text, OUT statement text)
+	OUT operation text, OUT statement text, OUT origin text)
 RETURNS SETOF record
 AS 'MODULE_PATHNAME' LANGUAGE C STRICT STABLE;
 COMMENT ON FUNCTION py_log_changes(bytea) IS
 'the changes of one transaction (all parts of its replica_log.changes put together)';
 
+CREATE FUNCTION py_log_node() RETURNS text
+AS 'MODULE_PATHNAME' LANGUAGE C STABLE PARALLEL SAFE;
+COMMENT ON FUNCTION py_log_node() IS
+'what this database is called as origin of changes';
+
 CREATE VIEW replica_log_sql AS
 SELECT l.commitno, l.xid, l.username, l.at,
-	   c.number, c.schemaname, c.tablename, c.operation, c.statement
+	   c.number, c.schemaname, c.tablename, c.operation, c.statement,
+	   c.origin
   FROM (SELECT commitno, xid,
 			   pg_catalog.min(username) AS username,
 			   pg_catalog.min(at) AS at,
@@ -815,11 +824,12 @@ COMMENT ON FUNCTION py_log_drop_slave(text) IS
 
 -- Whoever may execute this reads the log with it, and needs no right on the
 -- log's tables.
-CREATE FUNCTION py_log_fetch("position" pg_snapshot, marks integer, linger_ms integer)
+CREATE FUNCTION py_log_fetch("position" pg_snapshot, marks integer, linger_ms integer,
+	skip_user text DEFAULT '', skip_node text DEFAULT '', only_local boolean DEFAULT false)
 RETURNS SETOF bytea
 AS 'MODULE_PATHNAME' LANGUAGE C VOLATILE STRICT;
-COMMENT ON FUNCTION py_log_fetch(pg_snapshot, integer, integer) IS
-'what the log has past a position, up to that many marks, as src/common/format.h of the source describes; if there is nothing, waits so many milliseconds for something; slaves call it';
+COMMENT ON FUNCTION py_log_fetch(pg_snapshot, integer, integer, text, text, boolean) IS
+'what the log has past a position, up to that many marks, as src/common/format.h of the source describes; if there is nothing, waits so many milliseconds for something; leaves out the transactions of a user, and changes by the node where they were first made; slaves call it';
 
 -- Called by a slave when it has connected.
 --
@@ -1187,7 +1197,7 @@ BEGIN
 	EXECUTE format('GRANT USAGE ON SCHEMA @extschema@ TO %I', role);
 	EXECUTE format('GRANT EXECUTE ON FUNCTION @extschema@.py_log_attach(text, text, pg_snapshot, pg_snapshot, pg_lsn, boolean) TO %I', role);
 	EXECUTE format('GRANT EXECUTE ON FUNCTION @extschema@.py_log_confirm(text, pg_snapshot) TO %I', role);
-	EXECUTE format('GRANT EXECUTE ON FUNCTION @extschema@.py_log_fetch(pg_snapshot, integer, integer) TO %I', role);
+	EXECUTE format('GRANT EXECUTE ON FUNCTION @extschema@.py_log_fetch(pg_snapshot, integer, integer, text, text, boolean) TO %I', role);
 	EXECUTE format('GRANT EXECUTE ON FUNCTION @extschema@.py_log_rotate() TO %I', role);
 	EXECUTE format('GRANT SELECT ON @extschema@.py_log_tables TO %I', role);
 	EXECUTE format('GRANT EXECUTE ON FUNCTION @extschema@.py_log_sequences() TO %I', role);
@@ -1752,8 +1762,8 @@ REVOKE ALL ON replica_log, replica_log_1, replica_log_2, replica_log_3,
 	pyreplica_skip_request FROM PUBLIC;
 REVOKE ALL ON SEQUENCE replica_log_current FROM PUBLIC;
 REVOKE ALL ON FUNCTION
-	py_log_changes(bytea), py_log_replica(),
-	py_log_fetch(pg_snapshot, integer, integer),
+	py_log_changes(bytea), py_log_replica(), py_log_node(),
+	py_log_fetch(pg_snapshot, integer, integer, text, text, boolean),
 	py_log_create_tg(text, text, text, text[], text[], boolean),
 	py_log_create_tg(text, text[], text[], boolean, text),
 	py_log_filter(regclass, text), py_log_columns(regclass, text[], text[]),

@@ -219,7 +219,7 @@ watch_catching_up('crashes change nothing');
 
 # An error in the second window is told after the first one is applied.
 $master->safe_psql('postgres',
-	'ALTER FUNCTION py_log_fetch(pg_snapshot, int, int) RENAME TO py_log_fetch_c');
+	'ALTER FUNCTION py_log_fetch RENAME TO py_log_fetch_c');
 
 sub answer_with
 {
@@ -311,7 +311,7 @@ watch_catching_up('blocks may be made by SQL');
 
 $master->safe_psql('postgres', <<'SQL');
 DROP FUNCTION py_log_fetch(pg_snapshot, int, int);
-ALTER FUNCTION py_log_fetch_c(pg_snapshot, int, int) RENAME TO py_log_fetch;
+ALTER FUNCTION py_log_fetch_c RENAME TO py_log_fetch;
 SQL
 pause();
 write_rows(100);

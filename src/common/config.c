@@ -40,6 +40,19 @@ char	   *replica_database = "";
 bool		replica_enabled = true;
 
 /*
+ * Slave: leave out the transactions that this user made on the master; the
+ * session's user, whatever functions and SET ROLE make of it.  Empty: none.
+ */
+char	   *skip_user = NULL;
+
+/*
+ * Slave: which changes of the master are taken (PyrOriginFilter).  "any": all but
+ * those that were first made here; "none": only those that were made on the
+ * master itself, not what it forwards from others.
+ */
+int			origin_filter = PYR_ORIGIN_ANY;
+
+/*
  * Slave: copy the rows that tables have when they begin to be followed.  off:
  * they are here, because the slave was restored from a dump of the master.
  */
@@ -144,6 +157,13 @@ static const struct config_enum_entry bool_options[] = {
 	{"no", false, true},
 	{"1", true, true},
 	{"0", false, true},
+	{NULL, 0, false}
+};
+
+static const struct config_enum_entry origin_options[] = {
+	{"inherit", INHERIT, false},
+	{"any", PYR_ORIGIN_ANY, false},
+	{"none", PYR_ORIGIN_NONE, false},
 	{NULL, 0, false}
 };
 
@@ -257,6 +277,15 @@ static const Setting settings[] = {
 	BOOL_SETTING("enabled", replica_enabled, true,
 				 "Replicates; off pauses.",
 				 NULL),
+
+	STRING_SETTING("skip_user", skip_user, true,
+				   "Leaves out transactions made by this user on the master.",
+				   "Empty: none."),
+
+	ENUM_SETTING("origin", origin_filter,
+				 PYR_ORIGIN_ANY, origin_options,
+				 "Takes all changes of the master but those first made here, or only those of the master itself.",
+				 "Matters where a master forwards changes."),
 
 	BOOL_SETTING("copy_data", copy_data, true,
 				 "Copies the rows that tables have when they begin to be followed.",

@@ -30,6 +30,12 @@ typedef enum PyrResolution
 
 extern const struct config_enum_entry *const pyr_resolution_options;
 
+typedef enum PyrOriginFilter
+{
+	PYR_ORIGIN_ANY,				/* all but those first made here */
+	PYR_ORIGIN_NONE				/* those of the master itself */
+} PyrOriginFilter;
+
 /* master */
 extern int	capture_memory_kb;
 extern int	log_rotate_size_kb;
@@ -39,6 +45,8 @@ extern int	max_backlog_kb;
 extern const char *master_conninfo;
 extern char *replica_database;
 extern bool replica_enabled;
+extern char *skip_user;
+extern int	origin_filter;
 extern bool copy_data;
 extern bool copy_schema;
 extern int	copy_workers;

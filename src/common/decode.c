@@ -18,6 +18,7 @@
 #include "access/htup_details.h"
 #include "common/decode.h"
 #include "common/hashfn.h"
+#include "common/node.h"
 #include "mb/pg_wchar.h"
 #include "utils/hsearch.h"
 #include "utils/memutils.h"
@@ -30,6 +31,7 @@ struct PyrDecoder
 	MemoryContext context;
 	int			encoding;		/* of the master's database */
 	HTAB	   *known;			/* KnownShape, by bytes */
+	List	   *origins;		/* nodes, as char * */
 
 	/* the running transaction */
 	PyrSource	source;
@@ -265,6 +267,33 @@ read_name(PyrDecoder *decoder, Cursor *cursor)
 }
 
 /*
+ * The name of a node; always the same pointer for the same name.
+ */
+static const char *
+read_origin(PyrDecoder *decoder, Cursor *cursor)
+{
+	char	   *origin = read_name(decoder, cursor);
+	MemoryContext oldcontext;
+	ListCell   *cell;
+
+	/* it may go into the log here, which counts on that */
+	if (origin[0] == '\0' || strlen(origin) >= PYR_NODE_BYTES)
+		corrupt("impossible name of a node");
+	foreach(cell, decoder->origins)
+	{
+		if (strcmp(lfirst(cell), origin) == 0)
+		{
+			pfree(origin);
+			return lfirst(cell);
+		}
+	}
+	oldcontext = MemoryContextSwitchTo(decoder->context);
+	decoder->origins = lappend(decoder->origins, origin);
+	MemoryContextSwitchTo(oldcontext);
+	return origin;
+}
+
+/*
  * A shape seen for the first time.
  */
 static PyrShape *
@@ -285,9 +314,12 @@ parse_shape(PyrDecoder *decoder, const char *bytes, int len)
 	shape->verb = (PyrVerb) fixed[0];
 	if (strchr("IUDT", fixed[0]) == NULL || fixed[0] == '\0')
 		corrupt("unknown operation");
-	if ((fixed[1] & ~(PYR_SHAPE_SHARED_KEY | PYR_SHAPE_OLD | PYR_SHAPE_FILTERED)) != 0)
+	if ((fixed[1] & ~(PYR_SHAPE_SHARED_KEY | PYR_SHAPE_OLD |
+					  PYR_SHAPE_FILTERED | PYR_SHAPE_ORIGIN)) != 0)
 		corrupt("unknown flags");
 	shape->has_shared_key = (fixed[1] & PYR_SHAPE_SHARED_KEY) != 0;
+	if ((fixed[1] & PYR_SHAPE_ORIGIN) != 0)
+		shape->origin = read_origin(decoder, &cursor);
 	shape->schema = read_name(decoder, &cursor);
 	shape->table = read_name(decoder, &cursor);
 	if (!read_varint(&cursor, &nkey) || !read_varint(&cursor, &nset) ||

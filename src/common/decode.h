@@ -24,6 +24,9 @@ typedef struct PyrShape
 	PyrVerb		verb;
 	bool		has_shared_key; /* rows can share a key for a while */
 	uint32		filter;			/* which rows and columns are logged; 0: all */
+	const char *origin;			/* node where its changes were first made; NULL:
+								 * on the master itself.  Of one decoder, equal
+								 * ones are the same pointer. */
 	char	   *schema;
 	char	   *table;
 	int			nkey;

@@ -11,7 +11,8 @@
  *
  *	stream	:= header shape* change*
  *	header	:= version:byte flags:byte(0) nshapes:varint body:varint
- *	shape	:= length:varint verb:byte flags:byte schema:string table:string
+ *	shape	:= length:varint verb:byte flags:byte [origin:string]
+ *			   schema:string table:string
  *			   nkey:varint nset:varint [nold:varint] [filter:varint]
  *			   column{nkey + nset + nold}
  *	column	:= name:string type:varint
@@ -48,6 +49,11 @@
  * changes, the slave's rows are not those any more that changes from then on
  * are about.
  *
+ * The flag PYR_SHAPE_ORIGIN tells that changes of this shape were not made here
+ * first: they were replicated to here, and "origin" is the node (see node.c)
+ * where they were.  So a slave's one transaction can have changes of many origins,
+ * each of them knows its own, and those that were made here cost nothing.
+ *
  * A column's type tells how its values are written: the OID of a built-in
  * type means the bytes that values.c documents for it (binary, the same for
  * every server version); 0 means the type's text output.  All text is in the
@@ -78,12 +84,15 @@
 #define PYR_SHAPE_SHARED_KEY	0x01
 #define PYR_SHAPE_OLD			0x02
 #define PYR_SHAPE_FILTERED		0x04
+#define PYR_SHAPE_ORIGIN		0x10
 
 /* of a window */
 #define PYR_WINDOW_VERSION		1
 #define PYR_WINDOW_COMPLETE		0x01	/* ends at the present, not a mark */
 #define PYR_WINDOW_PREPARED		0x02	/* the master has prepared transactions;
 										 * told if there is nothing else */
+#define PYR_WINDOW_LEFT_OUT		0x04	/* it had entries that the slave does
+										 * not want */
 #define PYR_HEAD_BYTES			16	/* before the snapshot */
 #define PYR_ENTRY_HEAD_BYTES	32	/* before an entry's bytes */
 

@@ -219,8 +219,8 @@ py_log_changes(PG_FUNCTION_ARGS)
 	{
 		MemoryContext oldcontext = MemoryContextSwitchTo(context);
 		StringInfoData statement;
-		Datum		values[5];
-		bool		isnull[5] = {false};
+		Datum		values[6];
+		bool		isnull[6] = {false};
 
 		initStringInfo(&statement);
 		pyr_render_change(&statement, &change, GetDatabaseEncoding());
@@ -229,6 +229,9 @@ py_log_changes(PG_FUNCTION_ARGS)
 		values[2] = CStringGetTextDatum(change.shape->table);
 		values[3] = CStringGetTextDatum(verb_name(change.shape->verb));
 		values[4] = CStringGetTextDatum(statement.data);
+		isnull[5] = change.shape->origin == NULL;
+		if (!isnull[5])
+			values[5] = CStringGetTextDatum(change.shape->origin);
 		tuplestore_putvalues(rsinfo->setResult, rsinfo->setDesc,
 							 values, isnull);
 		MemoryContextSwitchTo(oldcontext);

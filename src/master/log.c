@@ -9,6 +9,9 @@
  * or more entries of replica_log, and whoever sleeps on the other side is
  * woken.
  *
+ * What a slave's worker applies is logged here again where the log triggers fire
+ * in a replica, each change with the node where it was first made (node.c).
+ *
  * Waking.  NOTIFY serializes all committing transactions of the server, so it
  * is used only when somebody waits for it.  A slave that is about to sleep
  * holds the advisory lock (PYR_LOCK_CLASS, PYR_LOCK_SLEEP) in share mode.  We
@@ -31,9 +34,11 @@
 #include "common/compat.h"
 #include "common/format.h"
 #include "common/hashfn.h"
+#include "common/node.h"
 #include "lib/stringinfo.h"
 #include "master/capture.h"
 #include "master/log.h"
+#include "master/place.h"
 #include "master/relinfo.h"
 #include "master/txbuffer.h"
 #include "master/writer.h"
@@ -52,6 +57,7 @@ typedef struct ShapeKey
 	uint32		generation;		/* of the table's info */
 	uint32		verb;
 	uint64		set_hash;		/* of the set columns */
+	uint64		origin;			/* which of the transaction's; 0: here */
 } ShapeKey;
 
 typedef struct Shape
@@ -75,6 +81,7 @@ typedef struct Savepoint
 	uint64		capture_place;
 	uint32		nshapes;
 	int			shapes_len;
+	int			norigins;
 	struct Savepoint *outer;
 } Savepoint;
 
@@ -90,6 +97,7 @@ typedef struct LogState
 	Shape		few[FEW_SHAPES];	/* the first ones */
 	HTAB	   *shape_table;	/* the others */
 	Shape	   *last_shape;
+	List	   *origins;		/* nodes, as char *; mostly none */
 	Savepoint  *savepoint;		/* innermost */
 } LogState;
 
@@ -134,6 +142,7 @@ pyr_log_begin_change(Oid function)
 		savepoint->capture_place = pyr_capture_place();
 		savepoint->nshapes = state->nshapes;
 		savepoint->shapes_len = state->shapes.len;
+		savepoint->norigins = list_length(state->origins);
 		savepoint->outer = state->savepoint;
 		state->savepoint = savepoint;
 	}
@@ -181,13 +190,17 @@ write_shape(PyrRelInfo *info, PyrVerb verb, Bitmapset *set)
 	StringInfoData shape;
 	int			nkey = verb == PYR_TRUNCATE ? 0 : info->nkey;
 	Bitmapset  *old = pyr_relinfo_old(info, verb, set);
+	const char *origin = pyr_node_origin();
 
 	initStringInfo(&shape);
 	appendStringInfoChar(&shape, (char) verb);
 	appendStringInfoChar(&shape,
 						 (info->has_shared_key ? PYR_SHAPE_SHARED_KEY : 0) |
 						 (old != NULL ? PYR_SHAPE_OLD : 0) |
-						 (info->filter_number != 0 ? PYR_SHAPE_FILTERED : 0));
+						 (info->filter_number != 0 ? PYR_SHAPE_FILTERED : 0) |
+						 (origin != NULL ? PYR_SHAPE_ORIGIN : 0));
+	if (origin != NULL)
+		append_name(&shape, origin);
 	append_name(&shape, info->schema);
 	append_name(&shape, info->table);
 	append_varint(&shape, nkey);
@@ -233,6 +246,7 @@ is_shape(Shape *shape, ShapeKey *key, Bitmapset *set)
 {
 	return shape->key.generation == key->generation &&
 		shape->key.verb == key->verb &&
+		shape->key.origin == key->origin &&
 		bms_equal(shape->set, set);
 }
 
@@ -279,18 +293,53 @@ add_shape(ShapeKey *key, Bitmapset *set)
 }
 
 /*
+ * The number, in this transaction, of where the running change was first made;
+ * 0: here.
+ */
+static uint64
+origin_number(void)
+{
+	const char *origin = pyr_node_origin();
+	MemoryContext oldcontext;
+
+	if (origin == NULL)
+		return 0;
+	for (int i = 0; i < list_length(state->origins); i++)
+	{
+		if (strcmp(list_nth(state->origins, i), origin) == 0)
+			return i + 1;
+	}
+	oldcontext = MemoryContextSwitchTo(TopTransactionContext);
+	state->origins = lappend(state->origins, pstrdup(origin));
+	MemoryContextSwitchTo(oldcontext);
+	return list_length(state->origins);
+}
+
+/*
+ * What a shape is known by, apart from its columns.
+ */
+static ShapeKey
+shape_key(PyrRelInfo *info, PyrVerb verb)
+{
+	ShapeKey	key;
+
+	memset(&key, 0, sizeof(key));
+	key.generation = info->generation;
+	key.verb = verb;
+	key.origin = origin_number();
+	return key;
+}
+
+/*
  * The number, in this transaction, of what the verb does to the table's key
  * and to the set columns.
  */
 uint32
 pyr_log_shape(PyrRelInfo *info, PyrVerb verb, Bitmapset *set)
 {
-	ShapeKey	key;
+	ShapeKey	key = shape_key(info, verb);
 	Shape	   *shape = state->last_shape;
 
-	memset(&key, 0, sizeof(key));
-	key.generation = info->generation;
-	key.verb = verb;
 	if (shape != NULL && is_shape(shape, &key, set))
 		return shape->number;
 
@@ -316,9 +365,7 @@ pyr_log_columns(PyrRelInfo *info, Bitmapset *changed)
 
 	if (state->nshapes < SHAPES_MAX)
 		return changed;
-	memset(&key, 0, sizeof(key));
-	key.generation = info->generation;
-	key.verb = PYR_UPDATE;
+	key = shape_key(info, PYR_UPDATE);
 	if (find_shape(&key, changed) != NULL)
 		return changed;
 	return bms_union(changed, info->but_key);
@@ -340,6 +387,7 @@ cut_back(Savepoint *savepoint)
 		return;
 	state->nshapes = savepoint->nshapes;
 	state->shapes.len = savepoint->shapes_len;
+	state->origins = list_truncate(state->origins, savepoint->norigins);
 	state->last_shape = NULL;
 	if (state->shape_table == NULL)
 		return;
@@ -402,6 +450,24 @@ write_header(PyrWriter *writer)
 	pfree(header.data);
 }
 
+/*
+ * Where the transaction's changes were first made, for writer.c.  Those of a
+ * worker all came from elsewhere, those of anybody else were made here.
+ */
+static const char *
+origin_of_all(void)
+{
+	switch (list_length(state->origins))
+	{
+		case 0:
+			return NULL;
+		case 1:
+			return linitial(state->origins);
+		default:
+			return PYR_ORIGIN_MIXED;
+	}
+}
+
 static void
 wake_sleepers(void)
 {
@@ -433,7 +499,7 @@ write_entries(bool preparing)
 		wake_sleepers();
 
 	writer = pyr_writer_begin(get_func_namespace(state->function),
-							  pyr_txbuffer_size());
+							  pyr_txbuffer_size(), origin_of_all());
 	if (writer != NULL)
 	{
 		write_header(writer);

@@ -18,10 +18,14 @@ enum
 	PYR_COL_AT,
 	PYR_COL_PART,
 	PYR_COL_USERNAME,
+	PYR_COL_ORIGIN,
 	PYR_COL_SNAPSHOT,
 	PYR_COL_CHANGES,
 	PYR_NCOLS
 };
+
+/* in the column origin: changes were first made on several nodes */
+#define PYR_ORIGIN_MIXED	"*"
 
 typedef struct PyrPlace
 {

@@ -21,6 +21,11 @@
  * looked at often: it costs next to nothing, nobody has to notify anybody, and
  * the slave gets what is committed without another round trip.
  *
+ * What the slave does not want is left out here, so that it does not cross the
+ * wire: transactions of a user, and those that only bring what was first made
+ * elsewhere (see node.c).  Every part of a transaction tells both, so no part has
+ * to be looked at twice.
+ *
  * The log's tables are read here, not by SQL, so the caller needs no rights on
  * them; the right to execute the function is the right to read the log.
  *
@@ -77,6 +82,12 @@ PG_FUNCTION_INFO_V1(py_log_fetch);
 #define LINGER_PAUSE_US		100
 #define LINGER_MAX_MS		100
 
+/*
+ * It goes on if there was only what the slave does not want, but not if it would
+ * look at more than that again and again.
+ */
+#define LINGER_LEFT_OUT_MAX	1000
+
 /* a pg_snapshot, taken apart; its own structure is private to the server */
 typedef struct Bounds
 {
@@ -102,6 +113,14 @@ typedef struct Located
 
 #define KEPT			(-1)
 
+/* what a slave does not want */
+typedef struct Unwanted
+{
+	text	   *user;			/* transactions of this session user */
+	text	   *node;			/* what was first made on this node */
+	bool		foreign;		/* what was not made here first */
+} Unwanted;
+
 /* a scan of one inner table by one of its indexes */
 typedef struct LogScan
 {
@@ -117,12 +136,14 @@ typedef struct Reader
 {
 	MemoryContext context;		/* of what is found */
 	PyrPlace	place;
+	Unwanted	unwanted;
 	bool		has_prepared;	/* the database had prepared transactions */
 	Bounds		from;			/* the slave's position */
 	Bounds		upto;			/* where the window ends */
 	char	   *upto_text;
 	bool		is_complete;	/* that is the present, not a mark */
 	XLogRecPtr	wal;
+	int64		nleft_out;		/* entries of the window that are unwanted */
 	Located    *entries;
 	int64		nentries;
 	int64		maxentries;
@@ -229,7 +250,7 @@ get_column(TupleTableSlot *slot, int column)
 {
 	bool		isnull;
 
-	/* the order of the columns: username and snapshot alone may be NULL */
+	/* not for username, origin and snapshot, which alone may be NULL */
 	return slot_getattr(slot, column + 1, &isnull);
 }
 
@@ -357,6 +378,36 @@ append_entry(StringInfo block, const Located *entry, TupleTableSlot *slot)
 }
 
 /*
+ * Whether a text column is just that.
+ */
+static bool
+is_text(TupleTableSlot *slot, int column, const text *wanted)
+{
+	bool		isnull;
+	Datum		value = slot_getattr(slot, column + 1, &isnull);
+	text	   *found;
+
+	if (isnull)
+		return false;
+	found = DatumGetTextPP(value);
+	return VARSIZE_ANY_EXHDR(found) == VARSIZE_ANY_EXHDR(wanted) &&
+		memcmp(VARDATA_ANY(found), VARDATA_ANY(wanted),
+			   VARSIZE_ANY_EXHDR(wanted)) == 0;
+}
+
+static bool
+is_unwanted(const Unwanted *unwanted, TupleTableSlot *slot)
+{
+	if (unwanted->foreign && !slot_attisnull(slot, PYR_COL_ORIGIN + 1))
+		return true;
+
+	/* one of several origins is for the slave to leave out */
+	return is_text(slot, PYR_COL_ORIGIN, unwanted->node) ||
+		(VARSIZE_ANY_EXHDR(unwanted->user) > 0 &&
+		 is_text(slot, PYR_COL_USERNAME, unwanted->user));
+}
+
+/*
  * Notes the entries that the scan finds and the window has.
  */
 static void
@@ -370,6 +421,11 @@ locate_entries(Reader *reader, LogScan *scan, int table)
 		CHECK_FOR_INTERRUPTS();
 		if (!is_seen(xid, &reader->upto))
 			continue;
+		if (is_unwanted(&reader->unwanted, scan->slot))
+		{
+			reader->nleft_out++;
+			continue;
+		}
 		if (reader->nentries == reader->maxentries)
 		{
 			reader->maxentries *= 2;
@@ -449,6 +505,7 @@ static void
 find_entries(Reader *reader)
 {
 	reader->nentries = 0;
+	reader->nleft_out = 0;
 	reader->maxentries = 64;
 	reader->entries = palloc(reader->maxentries * sizeof(Located));
 	initStringInfo(&reader->kept);
@@ -546,7 +603,8 @@ has_prepared_transactions(void)
  * to come.
  */
 static Reader *
-begin_reading(Oid schema, Datum position, int marks, int linger_ms)
+begin_reading(Oid schema, Datum position, int marks, int linger_ms,
+			  const Unwanted *unwanted)
 {
 	Reader	   *reader = palloc0(sizeof(Reader));
 	const PyrPlace *place;
@@ -560,6 +618,7 @@ begin_reading(Oid schema, Datum position, int marks, int linger_ms)
 	if (place == NULL)
 		elog(ERROR, "the tables of the log are missing");
 	reader->place = *place;
+	reader->unwanted = *unwanted;
 	pfree(read_bounds(position, &reader->from));
 	reader->context = AllocSetContextCreate(CurrentMemoryContext,
 											"pyreplica reader",
@@ -580,6 +639,7 @@ begin_reading(Oid schema, Datum position, int marks, int linger_ms)
 		find_window(reader, marks);
 		MemoryContextSwitchTo(oldcontext);
 		if (reader->nentries > 0 || !reader->is_complete || linger_ms == 0 ||
+			reader->nleft_out > LINGER_LEFT_OUT_MAX ||
 			!wait_for_completion(completed, deadline))
 			break;
 		MemoryContextReset(reader->context);
@@ -597,6 +657,8 @@ make_head(Reader *reader)
 		flags |= PYR_WINDOW_COMPLETE;
 	if (reader->is_complete && reader->nentries == 0 && reader->has_prepared)
 		flags |= PYR_WINDOW_PREPARED;
+	if (reader->nleft_out > 0)
+		flags |= PYR_WINDOW_LEFT_OUT;
 
 	pq_begintypsend(&block);
 	pq_sendint32(&block, PYR_WINDOW_VERSION);
@@ -680,10 +742,13 @@ make_block(Reader *reader)
 }
 
 /*
- * py_log_fetch("position" pg_snapshot, marks integer, linger_ms integer) returns
- * setof bytea: the entries that are visible now and not at the position, but
- * only up to the marks-th mark if there are so many.  If there are none, waits up
- * to linger_ms milliseconds (100 at most) for some.
+ * py_log_fetch("position" pg_snapshot, marks integer, linger_ms integer,
+ * skip_user text, skip_node text, only_local boolean) returns setof bytea: the
+ * entries that are visible now and not at the position, but only up to the
+ * marks-th mark if there are so many.  If there are none, waits up to linger_ms
+ * milliseconds (100 at most) for some.  Those of transactions of that user, or of
+ * changes that were all first made on that node, are left out, as are, with
+ * only_local, those that were not made here first.
  */
 Datum
 py_log_fetch(PG_FUNCTION_ARGS)
@@ -694,13 +759,17 @@ py_log_fetch(PG_FUNCTION_ARGS)
 	if (SRF_IS_FIRSTCALL())
 	{
 		MemoryContext oldcontext;
+		Unwanted	unwanted;
 
 		funcctx = SRF_FIRSTCALL_INIT();
 		oldcontext = MemoryContextSwitchTo(funcctx->multi_call_memory_ctx);
+		unwanted.user = PG_GETARG_TEXT_P_COPY(3);
+		unwanted.node = PG_GETARG_TEXT_P_COPY(4);
+		unwanted.foreign = PG_GETARG_BOOL(5);
 		funcctx->user_fctx =
 			begin_reading(get_func_namespace(fcinfo->flinfo->fn_oid),
 						  PG_GETARG_DATUM(0), PG_GETARG_INT32(1),
-						  PG_GETARG_INT32(2));
+						  PG_GETARG_INT32(2), &unwanted);
 		MemoryContextSwitchTo(oldcontext);
 	}
 

@@ -71,7 +71,8 @@ struct PyrWriter
 	IndexInfo  *info;
 	char	   *piece;			/* what goes into the next entry */
 	int			len;
-	int			room;
+	int			room;			/* in the entry being filled */
+	int			usual_room;		/* in one without a snapshot */
 	int32		part;
 	Datum		values[PYR_NCOLS];
 	bool		isnull[PYR_NCOLS];
@@ -160,12 +161,11 @@ finish_entry(PyrWriter *writer)
 	insert_index_entries(writer, tuple);
 	heap_freetuple(tuple);
 
-	/* only the first part tells what is true of all */
-	writer->isnull[PYR_COL_USERNAME] = true;
+	/* a mark is where the transaction ends, not each part of it */
 	writer->isnull[PYR_COL_SNAPSHOT] = true;
 	writer->part++;
 	writer->len = 0;
-	writer->room = ENTRY_BYTES;
+	writer->room = writer->usual_room;
 }
 
 /*
@@ -268,19 +268,34 @@ maybe_mark(PyrWriter *writer, FullTransactionId fxid, uint64 size)
 }
 
 /*
+ * Sets a text column of all parts, by which a slave may leave them out; NULL:
+ * there is nothing to tell.
+ */
+static void
+set_text(PyrWriter *writer, int column, const char *text)
+{
+	writer->isnull[column] = text == NULL;
+	if (text == NULL)
+		return;
+	writer->values[column] = CStringGetTextDatum(text);
+	writer->usual_room -= INTALIGN(VARHDRSZ + strlen(text)) + sizeof(int32);
+}
+
+/*
  * Begins to write the running transaction's entries, in the log that is in
- * the schema; size is how many bytes there will be, about.  NULL: there is no
- * log, as after DROP EXTENSION in this very transaction.
+ * the schema; size is how many bytes there will be, about.  "origin" is the node
+ * where all of its changes were first made, PYR_ORIGIN_MIXED or, if it was here,
+ * NULL.  The answer is NULL if there is no log, as after DROP EXTENSION in this
+ * very transaction.
  *
  * The commit number is taken here.
  */
 PyrWriter *
-pyr_writer_begin(Oid schema, uint64 size)
+pyr_writer_begin(Oid schema, uint64 size, const char *origin)
 {
 	const PyrPlace *place = pyr_place_find(schema);
 	PyrWriter  *writer;
 	FullTransactionId fxid;
-	char	   *username;
 
 	if (place == NULL)
 		return NULL;
@@ -294,18 +309,15 @@ pyr_writer_begin(Oid schema, uint64 size)
 	if (size > BULK_BYTES)
 		writer->bulk = GetBulkInsertState();
 	writer->piece = palloc(VARHDRSZ + ENTRY_BYTES);
-	writer->room = ENTRY_BYTES;
+	writer->usual_room = ENTRY_BYTES;
 
 	writer->values[PYR_COL_COMMITNO] = Int64GetDatum((int64) GetXLogInsertRecPtr());
 	writer->values[PYR_COL_XID] = FullTransactionIdGetDatum(fxid);
 	writer->values[PYR_COL_AT] = TimestampTzGetDatum(GetCurrentTimestamp());
-	username = GetUserNameFromId(GetSessionUserId(), true);
-	writer->isnull[PYR_COL_USERNAME] = username == NULL;
-	if (username != NULL)
-	{
-		writer->values[PYR_COL_USERNAME] = CStringGetTextDatum(username);
-		writer->room -= INTALIGN(VARHDRSZ + strlen(username)) + sizeof(int32);
-	}
+	set_text(writer, PYR_COL_USERNAME,
+			 GetUserNameFromId(GetSessionUserId(), true));
+	set_text(writer, PYR_COL_ORIGIN, origin);
+	writer->room = writer->usual_room;
 	writer->isnull[PYR_COL_SNAPSHOT] = true;
 	maybe_mark(writer, fxid, size);
 	return writer;

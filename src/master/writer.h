@@ -12,7 +12,8 @@
 
 typedef struct PyrWriter PyrWriter;
 
-extern PyrWriter *pyr_writer_begin(Oid schema, uint64 size);
+extern PyrWriter *pyr_writer_begin(Oid schema, uint64 size,
+									const char *origin);
 extern void pyr_writer_bytes(void *arg, const char *data, size_t len);
 extern void pyr_writer_end(PyrWriter *writer);
 

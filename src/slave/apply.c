@@ -17,6 +17,10 @@
  * that goes wrong is an error, which rolls the whole window back; see skip.c for
  * the way on.
  *
+ * Changes that were first made here, or that are not wanted because of where
+ * they were, are passed over.  Where changes are logged here again, to be
+ * forwarded, each keeps its origin: only changes of one origin are merged.
+ *
  * Tables where more than the net effect matters are applied one by one also
  * within sets, see target.c.
  *
@@ -27,6 +31,7 @@
 #include "catalog/pg_class.h"
 #include "common/config.h"
 #include "common/decode.h"
+#include "common/node.h"
 #include "common/render.h"
 #include "mb/pg_wchar.h"
 #include "miscadmin.h"
@@ -89,8 +94,14 @@ typedef struct ApplyState
 	bool		is_describing;
 	TimestampTz last_at;		/* the latest time that a transaction has */
 
+	/* the node where the last change was first made; NULL: the master */
+	const char *origin;
+	bool		is_unwanted;	/* changes from there are passed over */
+	const char *applied_origin; /* of what is not: the one they are logged with */
+
 	/* changes being merged; NULL: they are applied in strict order */
 	PyrMerge   *merge;
+	bool		is_forwarding;	/* some of them will be logged here again */
 	PyrSets		sets;
 	MergedTransaction *merged;
 	int			nmerged;
@@ -442,6 +453,7 @@ apply_merged(ApplyState *state)
 	if (!pyr_sets_run(&state->sets, state->merge))
 		return false;
 	pyr_merge_clear(state->merge);
+	state->is_forwarding = false;
 
 	/* the current one may go on */
 	state->merged[0] = state->merged[state->nmerged - 1];
@@ -498,6 +510,7 @@ merge_change(ApplyState *state, PyrBinding *binding)
 		state->sets.target = target;
 		return false;
 	}
+	state->is_forwarding = state->is_forwarding || target->is_forwarded;
 	return pyr_merge_bytes(state->merge) < merge_limit() ||
 		apply_merged(state);
 }
@@ -572,6 +585,52 @@ report_progress(ApplyState *state)
 									state->applied.rows));
 }
 
+/*
+ * The changes that come now were first made on the master.
+ */
+static void
+begin_origins(ApplyState *state)
+{
+	state->origin = state->applied_origin = NULL;
+	state->is_unwanted = state->is_forwarding = false;
+	pyr_node_apply(NULL);
+}
+
+/*
+ * The changes that come now were first made there.  False: what came before
+ * cannot be applied in sets.
+ */
+static bool
+enter_origin(ApplyState *state, const char *origin)
+{
+	state->origin = origin;
+	state->is_unwanted = origin != NULL &&
+		(origin_filter == PYR_ORIGIN_NONE ||
+		 strcmp(origin, pyr_node_here()) == 0);
+	if (state->is_unwanted || origin == state->applied_origin)
+		return true;
+
+	flush_truncates(state);
+	if (state->is_forwarding && !apply_merged(state))
+		return false;
+	state->applied_origin = origin;
+	pyr_node_apply(origin);
+	return true;
+}
+
+/*
+ * Applies the change, if it is wanted.  False: not in sets.
+ */
+static bool
+take_change(ApplyState *state)
+{
+	const char *origin = state->change->shape->origin;
+
+	if (origin != state->origin && !enter_origin(state, origin))
+		return false;
+	return state->is_unwanted || apply_change(state);
+}
+
 static bool
 apply_transaction(ApplyState *state)
 {
@@ -597,7 +656,7 @@ apply_transaction(ApplyState *state)
 		CHECK_FOR_INTERRUPTS();
 		state->change = &change;
 		state->number_at_work = ++state->number;
-		is_done = pass_over(state) || apply_change(state);
+		is_done = pass_over(state) || take_change(state);
 		state->change = NULL;
 		state->number_at_work = 0;
 		MemoryContextReset(state->change_context);
@@ -661,6 +720,7 @@ forget_sets(ApplyState *state, ErrorData *why)
 	state->number_at_work = 0;
 	state->nmerged = 0;
 	pyr_history_begin(&state->conflicts.history, state->replica);
+	begin_origins(state);
 	state->applied = (PyrApplied) {.fell_back = true};
 	MemoryContextReset(state->change_context);
 	pyr_window_rewind(state->window);
@@ -774,6 +834,7 @@ static void
 apply_changes(ApplyState *state)
 {
 	pyr_local_constraints_immediate();
+	begin_origins(state);
 	if (apply_mode == PYR_APPLY_STRICT || log_statements ||
 		pyr_skip_is_pending() ||
 		pyr_window_bytes(state->window) < SMALL_WINDOW_BYTES ||
@@ -828,6 +889,7 @@ pyr_apply_window(const char *replica, PyrWindow *window, int encoding,
 	PG_END_TRY();
 	error_context_stack = callback.previous;
 
+	pyr_node_apply(NULL);
 	pyr_history_finish(&state.conflicts.history);
 	pyr_skip_finish(pyr_window_snapshot(window));
 	state.applied.conflicts = state.conflicts.history.count;

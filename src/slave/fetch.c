@@ -33,6 +33,7 @@
 #include "common/compat.h"
 #include "common/config.h"
 #include "common/format.h"
+#include "common/node.h"
 #include "executor/tuptable.h"
 #include "fmgr.h"
 #include "miscadmin.h"
@@ -75,6 +76,7 @@ struct PyrWindow
 	XLogRecPtr	wal;
 	bool		is_complete;	/* the end is the present, not a mark */
 	bool		has_prepared;	/* the master has prepared transactions */
+	bool		has_left_out;	/* it left out what is not wanted here */
 	int64		transactions;
 	int64		bytes;
 
@@ -121,14 +123,38 @@ pyr_window_create(void)
 }
 
 /*
+ * The user whose transactions are to be left out.  That is for the master to do.
+ */
+static const char *
+unwanted_user(PyrOrigin *origin)
+{
+	if (skip_user[0] != '\0' && !origin->can_leave_out)
+		ereport(ERROR,
+				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+				 errmsg("the master cannot leave out the transactions of user \"%s\"",
+						skip_user),
+				 errhint("Update pyreplica on the master, or set pyreplica.skip_user to nothing.")));
+	return skip_user;
+}
+
+static const char *
+wants_only_local(void)
+{
+	return origin_filter == PYR_ORIGIN_NONE ? "true" : "false";
+}
+
+/*
  * Prepares the statement in a new session.  $1 is our position, $2 how many
- * marks to advance, $3 how long to wait if there is nothing.
+ * marks to advance, $3 how long to wait if there is nothing; then comes what is
+ * to be left out: a user's transactions, what comes from here, and whether
+ * anything else that the master did not make first.
  */
 void
 pyr_window_prepare(PyrOrigin *origin)
 {
-	char	   *sql = psprintf("SELECT %s.py_log_fetch($1, $2, $3)",
-							   origin->schema);
+	char	   *sql = psprintf("SELECT %s.py_log_fetch($1, $2, $3%s)",
+							   origin->schema,
+							   origin->can_leave_out ? ", $4, $5, $6" : "");
 
 	/* if the connection is gone, the first fetch will tell */
 	(void) pyr_remote()->prepare(origin->remote, FETCH_STATEMENT, sql);
@@ -222,6 +248,7 @@ take_head(PyrWindow *window, const char *data, int len)
 	flags = read_int32(data + 4);
 	window->is_complete = (flags & PYR_WINDOW_COMPLETE) != 0;
 	window->has_prepared = (flags & PYR_WINDOW_PREPARED) != 0;
+	window->has_left_out = (flags & PYR_WINDOW_LEFT_OUT) != 0;
 	window->wal = (XLogRecPtr) read_int64(data + 8);
 	window->snapshot = MemoryContextAlloc(window->context,
 										  len - PYR_HEAD_BYTES + 1);
@@ -489,9 +516,14 @@ start_with_supplement(PyrWindow *window, PyrOrigin *origin, const char *from)
 	append_locks(&sql, window->supplement);
 	appendStringInfo(&sql,
 					 "DECLARE pyreplica_window BINARY CURSOR FOR"
-					 " SELECT %s.py_log_fetch(%s, %d, 0);"
+					 " SELECT %s.py_log_fetch(%s, %d, 0%s);"
 					 "FETCH ALL FROM pyreplica_window;",
-					 origin->schema, quote_literal_cstr(from), PG_INT32_MAX);
+					 origin->schema, quote_literal_cstr(from), PG_INT32_MAX,
+					 !origin->can_leave_out ? "" :
+					 psprintf(", %s, %s, %s",
+							  quote_literal_cstr(unwanted_user(origin)),
+							  quote_literal_cstr(pyr_node_here()),
+							  wants_only_local()));
 	for (PyrSupplement *supplement = window->supplement; supplement != NULL;
 		 supplement = supplement->next)
 		appendStringInfo(&sql, "%s%s", supplement->sql,
@@ -516,7 +548,10 @@ pyr_window_fetch_start(PyrWindow *window, PyrOrigin *origin,
 {
 	char		marks[16];
 	char		linger[16];
-	const char *params[3] = {from, marks, linger};
+	const char *params[PYR_FETCH_ARGS] = {
+		from, marks, linger,
+		unwanted_user(origin), pyr_node_here(), wants_only_local()
+	};
 
 	Assert(under_way == NULL);
 	pyr_window_clear(window);
@@ -531,7 +566,8 @@ pyr_window_fetch_start(PyrWindow *window, PyrOrigin *origin,
 	snprintf(marks, sizeof(marks), "%d", marks_to_pass);
 	snprintf(linger, sizeof(linger), "%d", linger_ms);
 	pyr_remote()->start(origin->remote, FETCH_STATEMENT, NULL,
-						3, params, take_row, window);
+						origin->can_leave_out ? PYR_FETCH_ARGS : 3, params,
+						take_row, window);
 }
 
 /*
@@ -625,10 +661,15 @@ pyr_window_fetch_finish(PyrWindow *window)
 	return true;
 }
 
+/*
+ * Whether nothing was logged in between.  If something was that is not wanted
+ * here, nothing is to be applied, but the position has to be stored: the master
+ * keeps its log until we have passed it.
+ */
 bool
 pyr_window_is_empty(PyrWindow *window)
 {
-	return window->blocks == NULL;
+	return window->blocks == NULL && !window->has_left_out;
 }
 
 bool
@@ -742,6 +783,7 @@ pyr_window_clear(PyrWindow *window)
 	if (window->snapshot != NULL)
 		pfree(window->snapshot);
 	window->snapshot = NULL;
+	window->has_left_out = false;
 	window->transactions = 0;
 	window->bytes = 0;
 	if (window->supplement != NULL)

@@ -14,6 +14,7 @@
 
 #include "common/compat.h"
 #include "common/config.h"
+#include "common/node.h"
 #include "common/wal.h"
 #include "fmgr.h"
 #include "lib/stringinfo.h"
@@ -116,22 +117,47 @@ query(PyrOrigin *origin, const char *sql, int nparams,
 static bool
 find_extension(PyrOrigin *origin)
 {
-	char	   *schema = NULL;
+	char	   *answer[3] = {NULL, NULL, NULL};
 
 	if (!query(origin,
-			   "SELECT pg_catalog.quote_ident(n.nspname)"
+			   "SELECT pg_catalog.quote_ident(n.nspname),"
+			   "       (SELECT d.oid FROM pg_catalog.pg_database d"
+			   "         WHERE d.datname = pg_catalog.current_database())::pg_catalog.text,"
+			   "       (SELECT pg_catalog.max(p.pronargs) FROM pg_catalog.pg_proc p"
+			   "         WHERE p.pronamespace = n.oid AND p.proname = 'py_log_fetch')::pg_catalog.text"
 			   "  FROM pg_catalog.pg_extension e"
 			   "  JOIN pg_catalog.pg_namespace n ON n.oid = e.extnamespace"
 			   " WHERE e.extname = 'pyreplica'",
-			   0, NULL, keep_strings, &schema))
+			   0, NULL, keep_strings, answer))
 		return false;
-	if (schema == NULL)
+	if (answer[0] == NULL)
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 				 errmsg("pyreplica is not installed in the master's database"),
 				 errhint("Run CREATE EXTENSION pyreplica there, and create log triggers with py_log_create_tg.")));
-	origin->schema = MemoryContextStrdup(origin->context, schema);
+	origin->schema = MemoryContextStrdup(origin->context, answer[0]);
+	origin->database = MemoryContextStrdup(origin->context,
+										   answer[1] ? answer[1] : "");
+	origin->can_leave_out = answer[2] != NULL &&
+		atoi(answer[2]) == PYR_FETCH_ARGS;
 	return true;
+}
+
+/*
+ * From now on we make changes of that node.
+ */
+static void
+follow(const char *system_identifier, const char *database)
+{
+	char	   *node = psprintf("%s/%s", system_identifier, database);
+
+	if (strcmp(node, pyr_node_here()) == 0)
+		ereport(WARNING,
+				(errmsg("master and slave are of one origin, \"%s\"", node),
+				 errdetail("That is so if the one server is a physical copy of the other."),
+				 errhint("Where changes are forwarded, they could be taken for each other. Let one of them be made from a dump.")));
+	pyr_node_follow(node);
+	pfree(node);
 }
 
 /*
@@ -172,6 +198,7 @@ attach(PyrOrigin *origin, const char *replica, PyrPosition *position)
 		position->system_identifier = MemoryContextStrdup(TopMemoryContext,
 														  answer[0]);
 	}
+	follow(answer[0], origin->database);
 	return true;
 }
 

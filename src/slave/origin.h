@@ -19,11 +19,16 @@ typedef struct PyrOrigin
 	MemoryContext context;
 	char	   *conninfo;		/* as it was when we connected */
 	char	   *schema;			/* of the extension there, quoted */
+	char	   *database;		/* OID of the one there */
 	int			encoding;		/* of the database there */
+	bool		can_leave_out;	/* what we do not want is left out there */
 	bool		is_announced;	/* writers there know that we may sleep */
 	bool		begins_anew;	/* the log was let go for us; all tables are to be
 								 * made equal from the position on */
 } PyrOrigin;
+
+/* arguments of a py_log_fetch that can leave out */
+#define PYR_FETCH_ARGS	6
 
 extern const PyrRemoteFunctions *pyr_remote(void);
 

@@ -309,6 +309,23 @@ is_watched(Relation rel)
 }
 
 /*
+ * Whether what is done to it in a replica is logged here again.
+ */
+static bool
+is_forwarded(Relation rel)
+{
+	TriggerDesc *triggers = rel->trigdesc;
+
+	for (int i = 0; triggers != NULL && i < triggers->numtriggers; i++)
+	{
+		if (fires_in_replica(triggers->triggers[i].tgenabled) &&
+			is_log_trigger(&triggers->triggers[i]))
+			return true;
+	}
+	return false;
+}
+
+/*
  * Whether it is a view with INSTEAD OF triggers that are not made to fire in a
  * replica.  Nobody can make them (ALTER TABLE does not take views for that), and
  * without them the change would be lost, so it is made as if it came from here.
@@ -371,8 +388,8 @@ can_arbitrate(Relation rel)
 }
 
 /*
- * Finds the route, and the columns whose values must be unique, from the
- * table and everything that inherits from it.
+ * Finds the route, whether changes are forwarded, and the columns whose values
+ * must be unique, from the table and everything that inherits from it.
  */
 static Bitmapset *
 look_at_members(PyrTarget *target)
@@ -395,6 +412,7 @@ look_at_members(PyrTarget *target)
 			target->is_local = false;
 		if (!can_arbitrate(rel))
 			target->can_arbitrate = false;
+		target->is_forwarded = target->is_forwarded || is_forwarded(rel);
 		if (lfirst_oid(cell) == target->relid)
 			linked = pyr_unique_columns(rel);
 		relation_close(rel, NoLock);

@@ -55,6 +55,7 @@ typedef struct PyrTarget
 	char	   *schema;
 	char	   *table;
 	PyrRoute	route;
+	bool		is_forwarded;	/* its changes are logged here again */
 	bool		fires_as_origin;	/* a view, whose triggers do the work */
 	bool		is_key_deferrable;	/* unique at the end of a transaction only */
 	bool		is_local;		/* rows are here, with their authors */

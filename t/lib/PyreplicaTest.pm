@@ -41,8 +41,12 @@ our @EXPORT = qw(
   set_conf status_value wait_status replica_value wait_replica seconds_of is_same_rows count_log
   master_pid restore_cold black_hole stays_true
   start_looping start_watching stop_looping
+  new_node follow forward_table write_at_once
   hold_back let_go memory_of
 );
+
+# Files of ours are told apart by this.
+my $loops = 0;
 
 # Seconds that anything may take before a test gives it up.
 our $TIMEOUT = $PostgreSQL::Test::Utils::timeout_default // 180;
@@ -110,6 +114,65 @@ sub new_slave
 	$node->safe_psql('postgres', "CREATE DATABASE $option{database}")
 	  if defined $option{database};
 	return $node;
+}
+
+# A server that can be both: a master that can be told to follow another one, of
+# which it does not copy tables unless told so.
+sub new_node
+{
+	my ($name, %option) = @_;
+	return new_master(
+		$name,
+		conf => "shared_preload_libraries = 'pyreplica'\n"
+		  . "pyreplica.retry_interval_max = 1s\n"
+		  . "pyreplica.copy_data = off\n"
+		  . ($option{conf} // ''));
+}
+
+# Makes a node the slave of a master.
+sub follow
+{
+	my ($node, $master, @lines) = @_;
+	set_conf($node, conninfo_setting($master), @lines);
+	wait_worker($node);
+	return;
+}
+
+# Has the log triggers of these tables fire for what is replicated, too.
+sub forward_table
+{
+	my ($node, @tables) = @_;
+	$node->safe_psql('postgres',
+		qq(ALTER TABLE $_ ENABLE ALWAYS TRIGGER "!py_log_replica_tg", ENABLE ALWAYS TRIGGER "!py_log_truncate_tg")
+	) for (@tables);
+	return;
+}
+
+# Runs a script of pgbench so many times by each of two clients on all nodes at
+# once; it finds the node's number, from 0, in :node.
+sub write_at_once
+{
+	my ($script, $times, @nodes) = @_;
+	my $file = PostgreSQL::Test::Utils::tempdir() . '/write' . $loops++ . '.sql';
+	append_to_file($file, $script);
+	my @runs;
+	foreach my $i (0 .. $#nodes)
+	{
+		my $out = '';
+		push @runs,
+		  IPC::Run::start(
+			[
+				'pgbench', '-n', '-c', 2, '-t', $times, '-f', $file,
+				'-D', "node=$i", '-h', $nodes[$i]->host,
+				'-p', $nodes[$i]->port, 'postgres'
+			],
+			'>', \$out, '2>&1');
+	}
+	foreach my $run (@runs)
+	{
+		$run->finish or die 'pgbench failed';
+	}
+	return;
 }
 
 # A master and its slave.  Options: master_conf, slave_conf.
@@ -368,8 +431,6 @@ sub black_hole
 		Proto     => 'tcp') or die "could not listen: $!";
 	return ($socket, $socket->sockport);
 }
-
-my $loops = 0;
 
 # Runs a command again each time it ends, until stop_looping.
 sub start_looping
