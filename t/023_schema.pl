@@ -113,7 +113,7 @@ INSERT INTO kept.stays VALUES (1, 'a', 'b');
 
 SQL
 
-sub follow
+sub follow_on_master
 {
 	my (@tables) = @_;
 	on_master("GRANT SELECT ON ALL TABLES IN SCHEMA public, \"Shop & Co\", kept TO pyreplica");
@@ -123,7 +123,7 @@ sub follow
 my @followed = (
 	[ 'Shop & Co', 'customer' ], [ 'Shop & Co', 'Order' ], [ 'public', 'grouped' ],
 	[ 'public', 'log_1' ], [ 'public', 'log_2' ], [ 'public', 'noted' ], [ 'kept', 'stays' ]);
-follow(@followed);
+follow_on_master(@followed);
 
 # --- The slave: an empty database, but for what is not to be touched ---
 
@@ -293,7 +293,7 @@ INSERT INTO log SELECT '2026-03-01', i, 'new line' FROM generate_series(1, 1000)
 GRANT SELECT ON late.comer, log_3 TO pyreplica;
 SQL
 on_slave('DROP INDEX "Shop & Co".customer_at');
-follow([ 'late', 'comer' ], [ 'public', 'log_3' ]);
+follow_on_master([ 'late', 'comer' ], [ 'public', 'log_3' ]);
 wait_created(9);
 on_master(q(INSERT INTO late.comer (k) VALUES ('y'); INSERT INTO log VALUES ('2026-03-02', 0, 'newer')));
 wait_caught_up($slave);
@@ -327,7 +327,7 @@ CREATE TABLE plain (id int PRIMARY KEY, a int REFERENCES guarded);
 CREATE INDEX ON plain (a);
 INSERT INTO plain VALUES (1, 1);
 SQL
-follow([ 'public', 'guarded' ], [ 'public', 'plain' ]);
+follow_on_master([ 'public', 'guarded' ], [ 'public', 'plain' ]);
 ok( $slave->poll_query_until('postgres',
 		q(SELECT to_regclass('plain_a_idx') IS NOT NULL AND definitions_left = 1 FROM pyreplica_tables WHERE tablename = 'plain')),
 	'a table has its index');

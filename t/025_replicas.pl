@@ -258,7 +258,7 @@ set_conf(
 	"pyreplica_broken.database = regions",
 	"pyreplica.replicas = 'upper, lower, broken, postgres, blank'",
 	conninfo_setting($south, $secret, 'postgres'));
-ok(wait_replica($slave, 'lower', q(state = 'error' AND last_error ~ 'duplicate key')),
+ok(wait_replica($slave, 'lower', q(state = 'error' AND last_error ~ 'conflict insert_exists')),
 	'one cannot go on');
 ok(wait_replica($slave, 'broken', q(state = 'master away')),
 	'one does not find its master');
