@@ -30,7 +30,7 @@ sub follow_all
 	$node{$name}->poll_query_until('postgres',
 		'SELECT count(*) = '
 		  . @$masters
-		  . q( FROM pyreplica_status WHERE state = 'waiting' AND replica ~ '_to_'))
+		  . q( FROM pyreplica_status WHERE in_step_at IS NOT NULL AND pid <> 0 AND replica ~ '_to_'))
 	  or BAIL_OUT("$name does not follow:\n" . status($node{$name}));
 	return;
 }
