@@ -29,6 +29,7 @@ OBJS = \
 	src/master/txbuffer.o \
 	src/master/capture.o \
 	src/master/log.o \
+	src/master/sequence.o \
 	src/master/place.o \
 	src/master/writer.o \
 	src/master/reader.o \

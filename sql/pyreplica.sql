@@ -332,8 +332,7 @@ BEGIN
 		   @extschema@.py_log_arguments(t.oid) AS args INTO was
 	  FROM pg_trigger t, @extschema@.py_log_options(t.oid) o
 	 WHERE t.tgrelid = tab AND t.tgname = '!py_log_replica_tg'
-	   AND t.tgfoid = '@extschema@.py_log_replica'::regproc
-	   AND t.tgenabled <> 'D';
+	   AND t.tgfoid = '@extschema@.py_log_replica'::regproc;
 	log_old := coalesce(log_old, was.log_old, false);
 	IF cardinality(key) > 0 THEN
 		SELECT * INTO wrong FROM @extschema@.py_log_key_problem(tab, key);
@@ -357,7 +356,7 @@ BEGIN
 		|| CASE WHEN row_filter IS NOT NULL THEN ARRAY['row_filter', row_filter] END
 		|| CASE WHEN columns IS NOT NULL THEN ARRAY['columns', columns::text] END;
 	args := tablename || key || CASE WHEN options <> '{}' THEN ARRAY[''] || options END;
-	SELECT was.args = args AND count(*) = 1 INTO existed
+	SELECT was.args = args AND was.tgenabled <> 'D' AND count(*) = 1 INTO existed
 	  FROM pg_trigger t
 	 WHERE t.tgrelid = tab AND t.tgname = '!py_log_truncate_tg'
 	   AND t.tgfoid = '@extschema@.py_log_replica'::regproc
@@ -365,7 +364,7 @@ BEGIN
 	   AND t.tgenabled <> 'D';
 	IF existed IS NOT TRUE THEN
 		literals := (SELECT string_agg(quote_literal(x), ', ' ORDER BY n) FROM unnest(args) WITH ORDINALITY AS u(x, n));
-		keeps_oid := was.key = key AND was.row_filter IS NOT DISTINCT FROM row_filter
+		keeps_oid := was.tgenabled <> 'D' AND was.key = key AND was.row_filter IS NOT DISTINCT FROM row_filter
 			AND was.columns IS NOT DISTINCT FROM columns::text AND current_setting('server_version_num')::int >= 140000;
 		IF keeps_oid IS NOT TRUE THEN
 			EXECUTE format('DROP TRIGGER IF EXISTS "!py_log_replica_tg" ON %I.%I',
@@ -474,7 +473,7 @@ BEGIN
 	RETURN (
 	SELECT CASE WHEN o.key <@ (SELECT array_agg(c.attname::text) FROM pg_attribute c
 								WHERE c.attrelid = t.tgrelid AND c.attnum > 0 AND NOT c.attisdropped)
-		   THEN o.key ELSE @extschema@.py_log_primary_key(t.tgrelid) END
+		   THEN o.key ELSE @extschema@.py_log_primary_key(t.tgrelid::regclass) END
 	  FROM pg_trigger t, @extschema@.py_log_options(t.oid) o
 	 WHERE t.oid = trigger);
 END
@@ -513,6 +512,8 @@ BEGIN
 			   CASE WHEN k.collprovider = 'd'
 					THEN coalesce(to_jsonb(d) ->> 'datlocale', to_jsonb(d) ->> 'daticulocale', d.datcollate)
 					ELSE coalesce(to_jsonb(k) ->> 'colllocale', to_jsonb(k) ->> 'colliculocale', k.collcollate) END AS locale,
+			   CASE WHEN k.collprovider = 'd' THEN to_jsonb(d) ->> 'daticurules'
+					ELSE to_jsonb(k) ->> 'collicurules' END AS rules,
 			   k.collisdeterministic AS deterministic
 		  FROM pg_collation k, pg_database d
 		 WHERE k.oid = value_collation AND d.datname = current_database()),
@@ -532,7 +533,7 @@ BEGIN
 		WHEN base IN ('text', 'varchar', 'bpchar', 'name') THEN
 			(SELECT CASE WHEN base = 'bpchar'::regtype THEN 'padded ' ELSE '' END ||
 					'text ' || CASE WHEN version = 'bytes' THEN 'C'
-							   ELSE provider || ' ' || locale || ' ' || version END ||
+							   ELSE provider || ' ' || locale || ' ' || version || coalesce(' ' || rules, '') END ||
 					' ' || getdatabaseencoding() FROM v)
 		END
 	  FROM t);
@@ -543,7 +544,8 @@ $$;
 -- It is asked for with each chunk, so this and what it calls are in PL/pgSQL, which
 -- keeps plans.
 -- A key can be divided into ranges only if no two rows have the same one.
-CREATE FUNCTION py_log_describe(schemaname text, tablename text,
+-- must_be: no row is an error.
+CREATE FUNCTION py_log_describe(schemaname text, tablename text, must_be boolean,
 	OUT key text[], OUT key_types text[], OUT key_orders text[],
 	OUT columns text[], OUT types oid[], OUT row_filter text)
 RETURNS SETOF record
@@ -566,7 +568,7 @@ BEGIN
 		   (SELECT array_agg(a.atttypid ORDER BY a.attnum)
 			  FROM pg_attribute a WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
 			   AND a.attgenerated <> 'v' AND a.attname = ANY (coalesce(o.columns::text[], ARRAY[a.attname::text]))),
-		   @extschema@.py_log_filter(c.oid, o.row_filter)
+		   @extschema@.py_log_filter(c.oid::regclass, o.row_filter)
 	  FROM @extschema@.py_log_tables l
 	  CROSS JOIN LATERAL @extschema@.py_log_options(l.trigger) o
 	  JOIN pg_namespace n ON n.nspname = l.schemaname
@@ -585,6 +587,10 @@ BEGIN
 	 WHERE l.schemaname = py_log_describe.schemaname
 	   AND l.tablename = py_log_describe.tablename
 	 LIMIT 1;
+	IF must_be AND NOT FOUND THEN
+		RAISE EXCEPTION 'table "%.%" has no log trigger any more', schemaname, tablename
+			USING ERRCODE = 'undefined_object';
+	END IF;
 END
 $$;
 
@@ -613,34 +619,26 @@ SELECT s.oid AS sequence, t.tgrelid AS tab, u.attnum
  WHERE t.tgfoid = '@extschema@.py_log_replica'::pg_catalog.regproc
    AND t.tgtype & 1 = 1 AND t.tgenabled <> 'D';
 
+CREATE FUNCTION py_log_sequence_value(sequence oid, OUT last_value bigint, OUT is_called boolean)
+RETURNS record
+AS 'MODULE_PATHNAME' LANGUAGE C VOLATILE STRICT;
+
 -- Where they are, for a slave.  One that somebody has locked, or that is being
--- dropped, has no value.
+-- dropped, has no value.  They are read by OID: another object that has got a
+-- sequence's name by now is none of our business, least of all with our rights.
 CREATE FUNCTION py_log_sequences(OUT schemaname text, OUT sequencename text,
 	OUT last_value bigint, OUT is_called boolean,
 	OUT increment bigint, OUT start bigint)
 RETURNS SETOF record
-LANGUAGE plpgsql VOLATILE SECURITY DEFINER
+LANGUAGE sql VOLATILE SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
-SET lock_timeout = '100ms'
 AS $$
-BEGIN
-	FOR schemaname, sequencename, increment, start IN
-		SELECT n.nspname, c.relname, s.seqincrement, s.seqstart
-		  FROM pg_class c
-		  JOIN pg_namespace n ON n.oid = c.relnamespace
-		  JOIN pg_sequence s ON s.seqrelid = c.oid
-		 WHERE c.oid IN (SELECT u.sequence FROM @extschema@.py_log_sequence_use u)
-	LOOP
-		BEGIN
-			EXECUTE format('SELECT last_value, is_called FROM %I.%I', schemaname, sequencename)
-			   INTO last_value, is_called;
-		EXCEPTION WHEN lock_not_available OR undefined_table OR invalid_schema_name OR wrong_object_type THEN
-			last_value := NULL;
-			is_called := NULL;
-		END;
-		RETURN NEXT;
-	END LOOP;
-END
+	SELECT n.nspname, c.relname, v.last_value, v.is_called, s.seqincrement, s.seqstart
+	  FROM pg_class c
+	  JOIN pg_namespace n ON n.oid = c.relnamespace
+	  JOIN pg_sequence s ON s.seqrelid = c.oid
+	 CROSS JOIN LATERAL @extschema@.py_log_sequence_value(c.oid) v
+	 WHERE c.oid IN (SELECT u.sequence FROM @extschema@.py_log_sequence_use u)
 $$;
 
 -- For several masters of the same tables: each makes values that no other does.
@@ -691,7 +689,7 @@ BEGIN
 
 		-- nobody takes a value meanwhile
 		EXECUTE format('ALTER SEQUENCE %s INCREMENT BY %s', sequence, nodes);
-		EXECUTE format('SELECT last_value, is_called FROM %s', sequence) INTO here;
+		SELECT * INTO here FROM @extschema@.py_log_sequence_value(seq.oid);
 		increment := nodes;
 		IF seq.seqincrement = nodes AND seq.seqstart = first
 		   AND (here.last_value - first) % nodes = 0 THEN
@@ -707,6 +705,13 @@ BEGIN
 			  JOIN pg_attribute a ON a.attrelid = u.tab AND a.attnum = u.attnum
 			 WHERE u.sequence = seq.oid AND a.atttypid IN ('int2'::regtype, 'int4'::regtype, 'int8'::regtype)
 		LOOP
+			-- and not of something else that has got the table's name meanwhile
+			EXECUTE format('LOCK TABLE ONLY %s IN ACCESS SHARE MODE', use.tab::regclass);
+			IF to_regclass(use.tab::regclass::text) IS DISTINCT FROM use.tab::regclass
+			   OR NOT EXISTS (SELECT FROM pg_class c WHERE c.oid = use.tab AND c.relkind IN ('r', 'p')) THEN
+				RAISE EXCEPTION 'table % has been replaced meanwhile', use.tab::regclass
+					USING ERRCODE = 'object_in_use', HINT = 'Try again.';
+			END IF;
 			EXECUTE format('SELECT greatest(max(%I), $1) FROM ONLY %s', use.attname, use.tab::regclass)
 			   INTO used USING used;
 		END LOOP;
@@ -939,12 +944,18 @@ BEGIN
 END
 $$;
 
--- A size from a setting; it may not be known here as a setting of pyreplica.
+-- A size from a setting.  The library has to be loaded (py_log_node sees to that)
+-- for the setting to be known with its unit, and to be nobody else's to change.
 CREATE FUNCTION py_log_bytes(setting text, otherwise bigint)
 RETURNS bigint
-LANGUAGE sql STABLE
+LANGUAGE plpgsql STABLE
 SET search_path = pg_catalog, pg_temp
-AS $$ SELECT coalesce(pg_size_bytes(nullif(current_setting(setting, true), '')), otherwise) $$;
+AS $$
+BEGIN
+	PERFORM @extschema@.py_log_node();
+	RETURN coalesce(pg_size_bytes(nullif(current_setting(setting, true), '')), otherwise);
+END
+$$;
 
 -- What the log takes on disk.
 CREATE FUNCTION py_log_size()
@@ -968,8 +979,8 @@ AS $$
 DECLARE
 	now_at	int;
 	next	int;
-	large	bigint := @extschema@.py_log_bytes('pyreplica.log_rotate_size', 67108864);
-	backlog	bigint := @extschema@.py_log_bytes('pyreplica.max_backlog', 0);
+	large	bigint := @extschema@.py_log_bytes('pyreplica.log_rotate_size'::text, 67108864::bigint);
+	backlog	bigint := @extschema@.py_log_bytes('pyreplica.max_backlog'::text, 0::bigint);
 BEGIN
 	IF backlog > 0 THEN
 		large := least(large, backlog / 4);
@@ -1078,7 +1089,7 @@ LANGUAGE plpgsql SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
-	backlog	bigint := @extschema@.py_log_bytes('pyreplica.max_backlog', 0);
+	backlog	bigint;
 	too_large boolean;
 BEGIN
 	-- each statement must see what is there once it has its lock
@@ -1086,9 +1097,12 @@ BEGIN
 		RETURN;
 	END IF;
 	-- one at a time
-	IF NOT pg_try_advisory_xact_lock(1887007333, 2) THEN
+	BEGIN
+		LOCK TABLE @extschema@.replica_log_state IN EXCLUSIVE MODE NOWAIT;
+	EXCEPTION WHEN lock_not_available THEN
 		RETURN;
-	END IF;
+	END;
+	backlog := @extschema@.py_log_bytes('pyreplica.max_backlog'::text, 0::bigint);
 	LOOP
 		PERFORM @extschema@.py_log_turn();
 		too_large := backlog > 0 AND @extschema@.py_log_size() > backlog;
@@ -1202,7 +1216,7 @@ BEGIN
 	EXECUTE format('GRANT SELECT ON @extschema@.py_log_tables TO %I', role);
 	EXECUTE format('GRANT EXECUTE ON FUNCTION @extschema@.py_log_sequences() TO %I', role);
 	EXECUTE format('GRANT EXECUTE ON FUNCTION @extschema@.py_log_arguments(oid), @extschema@.py_log_options(oid), @extschema@.py_log_primary_key(regclass), @extschema@.py_log_filter(regclass, text) TO %I', role);
-	EXECUTE format('GRANT EXECUTE ON FUNCTION @extschema@.py_log_key(oid), @extschema@.py_log_order(oid, oid), @extschema@.py_log_describe(text, text) TO %I', role);
+	EXECUTE format('GRANT EXECUTE ON FUNCTION @extschema@.py_log_key(oid), @extschema@.py_log_order(oid, oid), @extschema@.py_log_describe(text, text, boolean) TO %I', role);
 END
 $$;
 COMMENT ON FUNCTION py_log_grant(name) IS
@@ -1242,6 +1256,7 @@ CREATE TABLE pyreplica_table (
 	filter		integer NOT NULL DEFAULT 0,
 	state		text NOT NULL CHECK (state IN ('waiting', 'copying', 'ready')),
 	bookmark	text[],
+	key			text,
 	is_resync	boolean NOT NULL DEFAULT false,
 	rows_copied	bigint NOT NULL DEFAULT 0,
 	rows_expected bigint NOT NULL DEFAULT 0,
@@ -1260,6 +1275,7 @@ COMMENT ON TABLE pyreplica_table IS
 COMMENT ON COLUMN pyreplica_table.trigger IS 'the log trigger on the master; another one means that changes may have been missed';
 COMMENT ON COLUMN pyreplica_table.filter IS 'which of its rows and columns are logged, as a number; 0: all';
 COMMENT ON COLUMN pyreplica_table.wants_resync IS 'asked for with pyreplica_resync; the worker takes it from here';
+COMMENT ON COLUMN pyreplica_table.key IS 'the columns of the bookmark, their types, and how they sort';
 COMMENT ON COLUMN pyreplica_table.bookmark IS 'key of the last row copied; rows past it are not here yet';
 
 -- Definitions of the master that are carried out after the rows of the tables
@@ -1774,8 +1790,9 @@ REVOKE ALL ON FUNCTION
 	py_log_rotate(), py_log_turn(), py_log_empty(boolean), py_log_let_go(),
 	py_log_size(), py_log_bytes(text, bigint), py_log_slave_pid(text),
 	py_log_confirm(text, pg_snapshot), py_log_grant(name),
-	py_log_key(oid), py_log_order(oid, oid), py_log_describe(text, text),
-	py_log_wait(text, interval), py_log_sequences(), py_log_interleave_sequences(integer, integer, integer),
+	py_log_key(oid), py_log_order(oid, oid), py_log_describe(text, text, boolean),
+	py_log_covers(pg_snapshot, pg_snapshot), py_log_table_schema(text),
+	py_log_wait(text, interval), py_log_sequences(), py_log_sequence_value(oid), py_log_interleave_sequences(integer, integer, integer),
 	pyreplica_sync_run(text), pyreplica_sync_sequences(text),
 	pyreplica_status(), pyreplica_wake(), pyreplica_resync(regclass, text),
 	pyreplica_followers(text, text), pyreplica_refuse_shared(text, text, text[]),
@@ -1783,6 +1800,6 @@ REVOKE ALL ON FUNCTION
 	pyreplica_skip(text, bigint, xid8, bigint, boolean),
 	pyreplica_verify_run(text, text, text, boolean), pyreplica_verify(regclass, text, boolean)
 FROM PUBLIC;
-GRANT SELECT ON pyreplica_slaves, pyreplica_status, pyreplica_tables, pyreplica_difference,
+GRANT SELECT ON pyreplica_slaves, pyreplica_status, pyreplica_tables,
 	pyreplica_conflict_resolution, pyreplica_conflict_counts TO pg_monitor;
 GRANT EXECUTE ON FUNCTION pyreplica_status(), py_log_slave_pid(text) TO pg_monitor;

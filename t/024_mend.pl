@@ -304,4 +304,28 @@ is($slave->safe_psql('postgres', q(SELECT string_agg(what || ' ' || id, ', ' ORD
 	'view DELETE 9999, view INSERT 11, view UPDATE 10', 'the triggers of a view see what was wrong');
 is(status_value($slave, 'errors'), '0', 'and nothing went wrong');
 
+# A key that is cut to one character if one is careless.
+on_both($master, $slave, 'CREATE TABLE padded (id char(10) PRIMARY KEY, a text)');
+$master->safe_psql('postgres', q(INSERT INTO padded SELECT 'k' || i, 'a' FROM generate_series(1000, 7000) i));
+log_table($master, 'padded');
+$slave->poll_query_until('postgres', q(SELECT count(*) = 1 FROM pyreplica_tables WHERE tablename = 'padded' AND state = 'ready'))
+  or BAIL_OUT('the table was not copied');
+is($slave->safe_psql('postgres', q(SELECT count(*) FROM pyreplica_verify('padded'))), '0', 'char(n): nothing is wrong');
+$slave->safe_psql('postgres', q(SET session_replication_role = replica; UPDATE padded SET a = 'b' WHERE id = 'k3333'; SELECT pyreplica_resync('padded')));
+ok(poll_until(sub { $slave->safe_psql('postgres', q(SELECT count(*) FROM padded WHERE a = 'b')) eq '0' }), 'char(n): a resync mends it');
+$slave->poll_query_until('postgres', q(SELECT count(*) = 1 FROM pyreplica_tables WHERE tablename = 'padded' AND state = 'ready'));
+is_same_rows($master, $slave, 'padded', 'char(n): and takes nothing away');
+
+# Rows of a table that inherits are not the parent's, though they have its keys.
+on_both($master, $slave, 'CREATE TABLE mother (id int PRIMARY KEY, a text); CREATE TABLE daughter (PRIMARY KEY (id)) INHERITS (mother)');
+log_table($master, 'mother', 'daughter');
+$slave->poll_query_until('postgres', q(SELECT count(*) = 2 FROM pyreplica_tables WHERE tablename IN ('mother', 'daughter') AND state = 'ready'))
+  or BAIL_OUT('the tables were not copied');
+$master->safe_psql('postgres', q(INSERT INTO mother SELECT i, 'm' FROM generate_series(1, 20) i; INSERT INTO daughter SELECT i, 'd' FROM generate_series(1, 20) i));
+$master->safe_psql('postgres', q(UPDATE ONLY mother SET a = 'changed' WHERE id < 10; DELETE FROM ONLY mother WHERE id > 15));
+$master->safe_psql('postgres', q(UPDATE ONLY mother SET a = 'again' WHERE id = 3));
+wait_caught_up($slave);
+is_same_rows($master, $slave, $_, "$_: rows with one key in two tables") for 'ONLY mother', 'daughter';
+is(status_value($slave, 'errors'), '0', 'without an error');
+
 done_testing();

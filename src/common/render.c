@@ -41,12 +41,7 @@ render_value(StringInfo out, PyrShapeColumn *column, PyrValue *value,
 	wire = OidIsValid(column->type) ? pyr_wire_of_type(column->type)
 		: PYR_WIRE_TEXT;
 	if (wire == PYR_WIRE_TEXT)
-	{
-		/* terminated, for the conversion may hand it back as it is */
-		char	   *copy = pnstrdup(value->data, value->len);
-
-		text = pg_any_to_server(copy, value->len, encoding);
-	}
+		text = pyr_wire_text(value->data, value->len, encoding);
 	else
 	{
 		if (wire == PYR_WIRE_SEND)

@@ -103,6 +103,21 @@ check_length(int len, int wanted)
 }
 
 /*
+ * A value that came as text, in the database's encoding, and terminated.  The
+ * conversion looks at all of it, also behind a zero byte that has no business in
+ * there.
+ */
+char *
+pyr_wire_text(const char *data, int len, int encoding)
+{
+	char	   *copy = palloc((Size) len + 1);
+
+	memcpy(copy, data, len);
+	copy[len] = '\0';
+	return pg_any_to_server(copy, len, encoding);
+}
+
+/*
  * The datum that len bytes at data stand for, in the current memory context.
  * They may be unaligned.  receive and ioparam are needed for PYR_WIRE_SEND
  * alone; encoding is the master's.  Not for PYR_WIRE_TEXT, whose meaning

@@ -30,7 +30,7 @@
 #include "utils/rel.h"
 #include "utils/snapmgr.h"
 
-/* a session asks for it each time that the log has grown by this part */
+/* it is asked for each time that the log has grown by this part */
 #define ASK_FRACTION	32
 
 static void
@@ -55,30 +55,23 @@ start_cleaner(Oid schema)
 }
 
 /*
- * Called when an entry was written into the inner table.
+ * Called when a transaction's entries were written into the inner table, which had
+ * so many blocks before.
  */
 void
-pyr_cleaner_notice(Relation inner_table)
+pyr_cleaner_notice(Relation inner_table, BlockNumber before)
 {
-	static Oid	asked_about = InvalidOid;
-	static BlockNumber asked_at = 0;
-	BlockNumber limit;
+	BlockNumber limit = Max(max_backlog_kb / (BLCKSZ / 1024), ASK_FRACTION);
+	BlockNumber step = limit / ASK_FRACTION;
 	BlockNumber nblocks;
 
 	if (max_backlog_kb == 0)
 		return;
-	limit = Max(max_backlog_kb / (BLCKSZ / 1024), ASK_FRACTION);
 	nblocks = RelationGetNumberOfBlocks(inner_table);
 
 	/* py_log_turn turns at a quarter, so until then nothing can be emptied */
-	if (nblocks < limit / 4)
-		return;
-	if (asked_about == RelationGetRelid(inner_table) && asked_at <= nblocks &&
-		nblocks - asked_at < limit / ASK_FRACTION)
-		return;
-	asked_about = RelationGetRelid(inner_table);
-	asked_at = nblocks;
-	start_cleaner(RelationGetNamespace(inner_table));
+	if (nblocks >= limit / 4 && nblocks / step != before / step)
+		start_cleaner(RelationGetNamespace(inner_table));
 }
 
 /*

@@ -8,11 +8,9 @@
  */
 #include "postgres.h"
 
-#include "access/htup_details.h"
 #include "access/relation.h"
-#include "commands/sequence.h"
 #include "master/place.h"
-#include "storage/bufmgr.h"
+#include "master/sequence.h"
 #include "utils/inval.h"
 #include "utils/lsyscache.h"
 #include "utils/rel.h"
@@ -41,22 +39,12 @@ relcache_callback(Datum arg pg_attribute_unused(), Oid relid)
 static int
 current_inner_table(void)
 {
-	Relation	sequence;
-	Buffer		buffer;
-	Page		page;
-	HeapTupleData tuple;
+	Relation	sequence = relation_open(place.current, AccessShareLock);
 	int64		number;
+	bool		is_called;
 
-	sequence = relation_open(place.current, AccessShareLock);
-	buffer = ReadBuffer(sequence, 0);
-	LockBuffer(buffer, BUFFER_LOCK_SHARE);
-	page = BufferGetPage(buffer);
-	tuple.t_data = (HeapTupleHeader)
-		PageGetItem(page, PageGetItemId(page, FirstOffsetNumber));
-	number = ((Form_pg_sequence_data) GETSTRUCT(&tuple))->last_value;
-	UnlockReleaseBuffer(buffer);
+	pyr_sequence_read(sequence, &number, &is_called);
 	relation_close(sequence, AccessShareLock);
-
 	return (int) Max(0, Min(number - 1, PYR_INNER_TABLES - 1));
 }
 

@@ -31,6 +31,7 @@
 #include "access/xlog.h"
 #include "catalog/index.h"
 #include "common/compat.h"
+#include "common/config.h"
 #include "common/hashfn.h"
 #include "executor/executor.h"
 #include "master/cleaner.h"
@@ -38,6 +39,7 @@
 #include "master/writer.h"
 #include "miscadmin.h"
 #include "nodes/execnodes.h"
+#include "storage/bufmgr.h"
 #include "utils/builtins.h"
 #include "utils/fmgrprotos.h"
 #include "utils/rel.h"
@@ -66,6 +68,7 @@ struct PyrWriter
 {
 	const PyrPlace *place;
 	Relation	table;
+	BlockNumber nblocks;		/* that it had; told with max_backlog only */
 	int			number;			/* of the inner table, from 0 */
 	BulkInsertState bulk;
 	IndexInfo  *info;
@@ -305,6 +308,8 @@ pyr_writer_begin(Oid schema, uint64 size, const char *origin)
 	writer->place = place;
 	writer->number = place->number;
 	writer->table = table_open(place->tables[writer->number], RowExclusiveLock);
+	if (max_backlog_kb > 0)
+		writer->nblocks = RelationGetNumberOfBlocks(writer->table);
 	writer->info = makeNode(IndexInfo);
 	if (size > BULK_BYTES)
 		writer->bulk = GetBulkInsertState();
@@ -332,7 +337,7 @@ pyr_writer_end(PyrWriter *writer)
 	finish_entry(writer);
 	if (writer->bulk != NULL)
 		FreeBulkInsertState(writer->bulk);
-	pyr_cleaner_notice(writer->table);
+	pyr_cleaner_notice(writer->table, writer->nblocks);
 
 	/* the lock stays until the end: the table must not be emptied before */
 	table_close(writer->table, NoLock);

@@ -732,6 +732,17 @@ remote_environment(PyrRemote *remote, const char *application_name)
 			value = GetDatabaseEncodingName();
 		else if (strcmp(options[i].keyword, "service") == 0)
 			value = NULL;
+
+		/* of several hosts, the one that we are connected to */
+		else if (strcmp(options[i].keyword, "host") == 0)
+			value = PQhost(remote->conn);
+		else if (strcmp(options[i].keyword, "hostaddr") == 0)
+			value = value != NULL && value[0] != '\0' ? PQhostaddr(remote->conn) : NULL;
+		else if (strcmp(options[i].keyword, "port") == 0)
+			value = PQport(remote->conn);
+		else if (strcmp(options[i].keyword, "options") == 0)
+			value = psprintf("%s%s-c standard_conforming_strings=on",
+							 value ? value : "", value ? " " : "");
 		if (options[i].envvar != NULL && value != NULL && value[0] != '\0')
 			environment[n++] = psprintf("%s=%s", options[i].envvar, value);
 	}

@@ -719,6 +719,7 @@ forget_sets(ApplyState *state, ErrorData *why)
 	state->ntruncated = 0;
 	state->number_at_work = 0;
 	state->nmerged = 0;
+	pyr_tables_store_begun_anew();
 	pyr_history_begin(&state->conflicts.history, state->replica);
 	begin_origins(state);
 	state->applied = (PyrApplied) {.fell_back = true};
@@ -759,8 +760,12 @@ keep_failure(ApplyState *state, int64 failed, ErrorData *error)
 	PyrTransaction transaction = state->transaction;
 	PyrChange	change;
 	int64		number = 0;
+	MemoryContext oldcontext;
 
 	pyr_local_begin_transaction();
+	state->change_context = AllocSetContextCreate(TopTransactionContext,
+												  "pyreplica change",
+												  ALLOCSET_DEFAULT_SIZES);
 	if (pyr_failure_keep(&transaction, failed, error))
 	{
 		pyr_window_rewind(state->window);
@@ -770,13 +775,16 @@ keep_failure(ApplyState *state, int64 failed, ErrorData *error)
 			   (state->entry.commitno != transaction.commitno ||
 				state->entry.xid != transaction.xid));
 		state->part = 0;
+		oldcontext = MemoryContextSwitchTo(state->change_context);
 		pyr_decoder_begin(get_decoder(state->encoding), next_part, state);
 		while (pyr_decoder_next(decoder, &change))
 		{
 			CHECK_FOR_INTERRUPTS();
 			if (++number <= PYR_FAILURE_CHANGES_MAX || number == failed)
 				pyr_failure_keep_change(number, &change, state->encoding);
+			MemoryContextReset(state->change_context);
 		}
+		MemoryContextSwitchTo(oldcontext);
 		pyr_failure_keep_count(number);
 	}
 	pyr_local_commit_transaction();
@@ -866,6 +874,7 @@ pyr_apply_window(const char *replica, PyrWindow *window, int encoding,
 	state.conflicts.encoding = encoding;
 	pyr_history_begin(&state.conflicts.history, replica);
 	window_number++;
+	pyr_tables_begin_window();
 
 	pyr_target_sweep();
 	limit_shapes();

@@ -21,8 +21,10 @@
 #include "access/commit_ts.h"
 #include "access/transam.h"
 #include "access/xact.h"
+#include "common/config.h"
 #include "fmgr.h"
 #include "slave/author.h"
+#include "slave/policy.h"
 #include "utils/builtins.h"
 #include "utils/memutils.h"
 #include "utils/resowner.h"
@@ -31,6 +33,7 @@
 PG_FUNCTION_INFO_V1(pyreplica_own);
 
 #define ORIGIN_PREFIX	"pyreplica_"
+#define COPY_SUFFIX		" copy "
 
 /* transactions looked up lately */
 #define CACHE_SIZE		64
@@ -99,12 +102,72 @@ pyr_author_begin(const char *replica, TimestampTz began_at)
 	char	   *problem = try_origin(psprintf(ORIGIN_PREFIX "%s", replica));
 
 	began = began_at != 0 ? began_at : GetCurrentTimestamp();
+
+	/* what we wrote now would be taken for somebody else's later */
+	if (problem != NULL && track_commit_timestamp &&
+		pyr_policy_watches_origins())
+		ereport(ERROR,
+				(errcode(ERRCODE_CONFIGURATION_LIMIT_EXCEEDED),
+				 errmsg("what this replica writes cannot be told from what others write: %s",
+						problem),
+				 errhint("Increase " PYR_MAX_ORIGINS_NAME ", or let pyreplica.conflict_resolution be error or apply_remote, in all tables.")));
 	if (problem != NULL)
 		ereport(LOG,
 				(errmsg("pyreplica %s: what it writes cannot be told from what others write: %s",
 						replica, problem),
 				 errhint("Increase " PYR_MAX_ORIGINS_NAME " if conflicts with local writes are to be recognized by origin."),
 				 errhidestmt(true)));
+}
+
+/*
+ * The same for the replica's nth copy worker: an origin can be one session's
+ * only, so it has one of its own, which the worker knows by its name.  False: it
+ * would matter, but there is no place for it.
+ */
+bool
+pyr_author_begin_copy(const char *replica, int number)
+{
+	char	   *problem = try_origin(psprintf(ORIGIN_PREFIX "%s" COPY_SUFFIX "%d",
+											  replica, number));
+
+	if (problem == NULL || !track_commit_timestamp)
+		return true;
+	ereport(LOG,
+			(errmsg("pyreplica %s: a copy worker cannot work: %s",
+					replica, problem),
+			 errdetail("What it writes could not be told from what others write."),
+			 errhint("Increase " PYR_MAX_ORIGINS_NAME ", or set pyreplica.copy_workers to 0."),
+			 errhidestmt(true)));
+	return false;
+}
+
+/*
+ * Whether it is the origin of one of our copy workers.
+ */
+static bool
+is_copy_origin(RepOriginId origin)
+{
+	static RepOriginId known[PYR_COPY_WORKERS_MAX];
+	static int	nknown = 0;
+	char	   *name;
+	char	   *ours;
+	size_t		len;
+
+	for (int i = 0; i < nknown; i++)
+	{
+		if (known[i] == origin)
+			return true;
+	}
+	if (!replorigin_by_oid(our_origin, true, &ours) ||
+		!replorigin_by_oid(origin, true, &name))
+		return false;
+	len = strlen(ours);
+	if (strncmp(name, ours, len) != 0 ||
+		strncmp(name + len, COPY_SUFFIX, strlen(COPY_SUFFIX)) != 0)
+		return false;
+	if (nknown < PYR_COPY_WORKERS_MAX)
+		known[nknown++] = origin;
+	return true;
 }
 
 /*
@@ -135,8 +198,11 @@ pyr_author_of(TransactionId xid)
 		!TransactionIdGetCommitTsData(xid, &author.at, &author.origin))
 		return author;
 	author.is_timed = true;
-	author.is_ours = author.origin == our_origin ||
-		(author.origin == InvalidRepOriginId && author.at < began);
+	if (author.origin == InvalidRepOriginId)
+		author.is_ours = author.at < began;
+	else
+		author.is_ours = author.origin == our_origin ||
+			is_copy_origin(author.origin);
 	return author;
 }
 

@@ -22,6 +22,7 @@ typedef struct PyrAuthor
 } PyrAuthor;
 
 extern void pyr_author_begin(const char *replica, TimestampTz began_at);
+extern bool pyr_author_begin_copy(const char *replica, int number);
 extern bool pyr_author_can_tell(void);
 extern void pyr_author_stamp(TimestampTz at);
 extern PyrAuthor pyr_author_of(TransactionId xid);

@@ -111,7 +111,7 @@ pyr_child_start(const char *path, const char *const *argv, char **environment)
 	Assert(!child.exists);
 	if (!is_prepared)
 	{
-		on_proc_exit(end_at_exit, (Datum) 0);
+		before_shmem_exit(end_at_exit, (Datum) 0);
 		pqsignal(SIGCHLD, wake);
 		is_prepared = true;
 	}

@@ -249,10 +249,18 @@ check_empty(PyrLayout *layout)
 static void
 take_description(Copy *copy, char **row)
 {
+	PyrTable   *table = copy->table;
+
 	if (copy->layout != NULL)
 		pyr_layout_free(copy->layout);
 	copy->layout = NULL;
-	copy->layout = pyr_layout_create(copy->table, row);
+	copy->layout = pyr_layout_create(table, row);
+
+	/* a bookmark says nothing about another key */
+	if (table->bookmark != NULL &&
+		(table->key == NULL ||
+		 strcmp(table->key, copy->layout->key_described) != 0))
+		pyr_table_begin_anew(table);
 }
 
 /*
@@ -264,6 +272,7 @@ begin_table(PyrTable *table, PyrLayout *layout)
 	if (!table->is_resync)
 		check_empty(layout);
 	pyr_table_set_state(table, PYR_TABLE_COPYING);
+	pyr_table_set_key(table, layout->key_described);
 	table->started_at = GetCurrentTimestamp();
 	ereport(LOG,
 			(errmsg("pyreplica %s: copying table \"%s.%s\"%s", pyr_local_replica(),
@@ -847,6 +856,14 @@ refused(PyrSupplement *first, ErrorData *error)
 
 	if (ask->table == NULL || pyr_is_of_the_system(error->sqlerrcode))
 		ReThrowError(error);
+	if (first->next == NULL &&
+		error->sqlerrcode == ERRCODE_UNDEFINED_OBJECT)
+	{
+		/* it has no log trigger any more */
+		end_copy(ask->table);
+		pyr_tables_want_list();
+		return;
+	}
 	if (first->next == NULL)
 	{
 		end_copy(ask->table);
@@ -889,12 +906,14 @@ ask_for_table(const char *schema, Copy *copy)
 	char	  **after = copy->coming ? copy->coming->last : copy->table->bookmark;
 	StringInfoData sql;
 
+	Assert(after == NULL || copy->coming != NULL || copy->layout == NULL ||
+		   copy->layout->nkey == copy->table->nbookmark);
 	ask->kind = copy->layout == NULL ? ASK_DESCRIPTION : ASK_ROWS;
 	ask->table = copy->table;
 	supplement->what = ask;
 	supplement->locked = pyr_table_qualified(copy->table);
 	initStringInfo(&sql);
-	appendStringInfoString(&sql, pyr_layout_sql(schema, copy->table));
+	appendStringInfoString(&sql, pyr_layout_sql(schema, copy->table, ask->kind == ASK_ROWS));
 	if (ask->kind == ASK_ROWS)
 	{
 		ask->limit = copy->chunk_rows;

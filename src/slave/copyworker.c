@@ -38,6 +38,7 @@
 #include "common/compat.h"
 #include "common/config.h"
 #include "common/hashfn.h"
+#include "common/node.h"
 #include "common/replicas.h"
 #include "libpq/pqformat.h"
 #include "miscadmin.h"
@@ -45,6 +46,7 @@
 #include "postmaster/bgworker.h"
 #include "postmaster/interrupt.h"
 #include "pyreplica.h"
+#include "slave/author.h"
 #include "slave/copy.h"
 #include "slave/copyworker.h"
 #include "slave/local.h"
@@ -76,6 +78,8 @@ typedef struct Shared
 {
 	char		replica[NAMEDATALEN];
 	PyrWorkerStart start;		/* the worker's own */
+	char		node[PYR_NODE_BYTES];	/* the master */
+	int			number;			/* of the copy worker */
 } Shared;
 
 #define JOBS_OFFSET		MAXALIGN(sizeof(Shared))
@@ -125,6 +129,14 @@ pyr_copyworkers_wait_gone(const char *replica)
 	pyr_local_commit_transaction();
 }
 
+static void
+forget_complaint(void)
+{
+	if (last_complaint != NULL)
+		pfree(unconstify(char *, last_complaint));
+	last_complaint = NULL;
+}
+
 /*
  * For some time the worker copies alone; says why, once.
  */
@@ -134,8 +146,7 @@ pyr_copyworkers_rest(const char *why)
 	start_after = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), REST_MS);
 	if (last_complaint != NULL && strcmp(last_complaint, why) == 0)
 		return;
-	if (last_complaint != NULL)
-		pfree(unconstify(char *, last_complaint));
+	forget_complaint();
 	last_complaint = MemoryContextStrdup(TopMemoryContext, why);
 	ereport(LOG,
 			(errmsg("pyreplica %s: tables are copied one at a time for now: %s",
@@ -167,6 +178,34 @@ pyr_copyworkers_end(void)
 	}
 }
 
+/*
+ * Memory to share; NULL: there is none now.
+ */
+static dsm_segment *
+create_segment(void)
+{
+	MemoryContext context = CurrentMemoryContext;
+	dsm_segment *volatile segment = NULL;
+
+	PG_TRY();
+	{
+		segment = dsm_create(SHARED_BYTES, DSM_CREATE_NULL_IF_MAXSEGMENTS);
+		if (segment == NULL)
+			pyr_copyworkers_rest("too many shared memory segments are in use");
+	}
+	PG_CATCH();
+	{
+		ErrorData  *error;
+
+		MemoryContextSwitchTo(context);
+		error = CopyErrorData();
+		FlushErrorState();
+		pyr_copyworkers_rest(error->message);
+	}
+	PG_END_TRY();
+	return segment;
+}
+
 static void
 start(int i, const char *replica)
 {
@@ -178,15 +217,15 @@ start(int i, const char *replica)
 	shm_mq	   *jobs;
 	shm_mq	   *answers;
 
-	segment = dsm_create(SHARED_BYTES, DSM_CREATE_NULL_IF_MAXSEGMENTS);
+	segment = create_segment();
 	if (segment == NULL)
-	{
-		pyr_copyworkers_rest("too many shared memory segments are in use");
 		return;
-	}
 	dsm_pin_mapping(segment);
 	shared = dsm_segment_address(segment);
 	strlcpy(shared->replica, replica, NAMEDATALEN);
+	strlcpy(shared->node, pyr_node_origin() ? pyr_node_origin() : "",
+			PYR_NODE_BYTES);
+	shared->number = i + 1;
 	memcpy(&shared->start, MyBgworkerEntry->bgw_extra, sizeof(shared->start));
 
 	oldcontext = MemoryContextSwitchTo(TopMemoryContext);
@@ -303,6 +342,7 @@ put_job(StringInfo message, PyrLayout *layout, PyrTable *table)
 	foreach(cell, layout->columns)
 		put_string(message, lfirst(cell));
 
+	put_string(message, table->key);
 	put_string(message, NameStr(table->name.schema));
 	put_string(message, NameStr(table->name.table));
 	pq_sendint32(message, table->trigger);
@@ -431,7 +471,10 @@ pyr_copyworker_finish(PyrCopyWorker *worker)
 	worker->is_busy = false;
 	worker->rows = NULL;
 	if (result == SHM_MQ_SUCCESS)
+	{
+		forget_complaint();
 		return read_answer(data, len);
+	}
 	worker->is_gone = true;
 	return unknown;
 }
@@ -515,6 +558,7 @@ read_job(const char *data, size_t len)
 	for (int i = 0; i < ncolumns; i++)
 		layout->columns = lappend(layout->columns, get_string(&message));
 
+	table->key = get_string(&message);
 	namestrcpy(&table->name.schema, get_string(&message));
 	namestrcpy(&table->name.table, get_string(&message));
 	table->trigger = pq_getmsgint(&message, 4);
@@ -668,7 +712,11 @@ pyr_copyworker_main(Datum arg)
 	hold_lock(shared->replica);
 	pyr_local_begin_transaction();
 	pyr_tables_load(shared->replica);
+	if (!pyr_author_begin_copy(shared->replica, shared->number))
+		proc_exit(0);
 	pyr_local_commit_transaction();
+	if (shared->node[0] != '\0')
+		pyr_node_follow(shared->node);
 	attach_queues(segment);
 	pgstat_report_activity(STATE_IDLE, "waiting for rows to copy");
 

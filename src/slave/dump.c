@@ -16,6 +16,7 @@
 #include "postgres.h"
 
 #include "common/compat.h"
+#include "mb/pg_wchar.h"
 #include "slave/dump.h"
 #include "tcop/tcopprot.h"
 #include "utils/memutils.h"
@@ -186,6 +187,8 @@ pyr_definition_parse(const char *sql)
 	List	   *parsed = NIL;
 	ListCell   *cell;
 
+	/* nobody has looked at the bytes of a master that has no encoding */
+	(void) pg_verifymbstr(sql, strlen(sql), false);
 	foreach(cell, pg_parse_query(sql))
 	{
 		RawStmt    *raw = lfirst_node(RawStmt, cell);

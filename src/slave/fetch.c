@@ -152,9 +152,11 @@ wants_only_local(void)
 void
 pyr_window_prepare(PyrOrigin *origin)
 {
-	char	   *sql = psprintf("SELECT %s.py_log_fetch($1, $2, $3%s)",
+	char	   *sql = psprintf("SELECT %s.py_log_fetch($1::pg_catalog.pg_snapshot,"
+							   " $2::pg_catalog.int4, $3::pg_catalog.int4%s)",
 							   origin->schema,
-							   origin->can_leave_out ? ", $4, $5, $6" : "");
+							   origin->can_leave_out
+							   ? ", $4::pg_catalog.text, $5::pg_catalog.text, $6::pg_catalog.bool" : "");
 
 	/* if the connection is gone, the first fetch will tell */
 	(void) pyr_remote()->prepare(origin->remote, FETCH_STATEMENT, sql);
@@ -516,11 +518,11 @@ start_with_supplement(PyrWindow *window, PyrOrigin *origin, const char *from)
 	append_locks(&sql, window->supplement);
 	appendStringInfo(&sql,
 					 "DECLARE pyreplica_window BINARY CURSOR FOR"
-					 " SELECT %s.py_log_fetch(%s, %d, 0%s);"
+					 " SELECT %s.py_log_fetch(%s::pg_catalog.pg_snapshot, %d, 0%s);"
 					 "FETCH ALL FROM pyreplica_window;",
 					 origin->schema, quote_literal_cstr(from), PG_INT32_MAX,
 					 !origin->can_leave_out ? "" :
-					 psprintf(", %s, %s, %s",
+					 psprintf(", %s::pg_catalog.text, %s::pg_catalog.text, %s",
 							  quote_literal_cstr(unwanted_user(origin)),
 							  quote_literal_cstr(pyr_node_here()),
 							  wants_only_local()));

@@ -254,9 +254,10 @@ pyr_history_prune(void)
 	pyr_local_begin_transaction();
 	if (SPI_execute(psprintf("DELETE FROM %s.pyreplica_conflicts WHERE ctid = ANY (ARRAY("
 							 "SELECT ctid FROM %s.pyreplica_conflicts"
-							 " WHERE at < pg_catalog.now() - pg_catalog.make_interval(secs => %d)"
+							 " WHERE replica = %s AND at < pg_catalog.now() - pg_catalog.make_interval(secs => %d)"
 							 " ORDER BY at LIMIT " PRUNE_ROWS " FOR UPDATE SKIP LOCKED))",
 							 pyr_local_schema(), pyr_local_schema(),
+							 quote_literal_cstr(pyr_local_replica()),
 							 conflict_retention_s), false, 0) != SPI_OK_DELETE)
 		elog(ERROR, "could not delete from pyreplica_conflicts");
 	deleted = SPI_processed;

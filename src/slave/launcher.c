@@ -171,6 +171,7 @@ database_exists(const char *name)
 	Relation	databases;
 	TableScanDesc scan;
 	HeapTuple	tuple;
+	MemoryContext context = CurrentMemoryContext;
 
 	SetCurrentStatementStartTimestamp();
 	StartTransactionCommand();
@@ -187,6 +188,7 @@ database_exists(const char *name)
 	table_endscan(scan);
 	table_close(databases, AccessShareLock);
 	CommitTransactionCommand();
+	MemoryContextSwitchTo(context); /* it leaves another one current */
 	return exists;
 }
 

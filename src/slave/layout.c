@@ -35,15 +35,18 @@
 
 /*
  * Asks the master for a description of the table: one row, or none if it has no
- * log trigger.
+ * log trigger.  If rows of it are asked for in the next breath, that is an error:
+ * what has the table's name by now may be anything.
  */
 char *
-pyr_layout_sql(const char *schema, PyrTable *table)
+pyr_layout_sql(const char *schema, PyrTable *table, bool is_followed)
 {
-	return psprintf("SELECT key, key_types, key_orders, columns, types::text[], row_filter FROM %s.py_log_describe(%s, %s);",
+	return psprintf("SELECT key, key_types, key_orders, columns, types::text[], row_filter"
+					" FROM %s.py_log_describe(%s::pg_catalog.text, %s::pg_catalog.text, %s);",
 					schema,
 					quote_literal_cstr(NameStr(table->name.schema)),
-					quote_literal_cstr(NameStr(table->name.table)));
+					quote_literal_cstr(NameStr(table->name.table)),
+					is_followed ? "true" : "false");
 }
 
 /*
@@ -280,6 +283,8 @@ fill_layout(PyrLayout *of, char **row)
 	orders = split_all(row[2], NULL, of->nkey, true);
 	columns = split_all(row[3], &ncolumns, -1, false);
 	types = split_all(row[4], NULL, ncolumns, false);
+	of->key_described = psprintf("%s %s %s", row[0] ? row[0] : "",
+								 row[1] ? row[1] : "", row[2] ? row[2] : "");
 	of->row_filter = row[5] != NULL ? pstrdup(row[5]) : NULL;
 
 	of->is_sorted = of->nkey > 0;
@@ -290,7 +295,9 @@ fill_layout(PyrLayout *of, char **row)
 		Form_pg_attribute att = find_attribute(of->table, desc, of->key[i]);
 
 		of->key_attnums[i] = att->attnum;
+		/* without a modifier that is said to be given, char would be char(1) */
 		of->key_types_here[i] = format_type_extended(att->atttypid, -1,
+													 FORMAT_TYPE_TYPEMOD_GIVEN |
 													 FORMAT_TYPE_FORCE_QUALIFY);
 		of->is_sorted = of->is_sorted && sorts_alike(att, orders[i]);
 	}

@@ -26,6 +26,8 @@ typedef struct PyrLayout
 	AttrNumber *key_attnums;	/* here */
 	List	   *columns;		/* names, of those that have values on both sides
 								 * and are not computed here */
+	char	   *key_described;	/* the key's columns, their types on the master, and
+								 * how they sort there */
 	char	   *row_filter;		/* which rows the master logs, as SQL; NULL: all */
 	bool		is_sorted;		/* keys compare here as on the master */
 	bool		is_binary;		/* all columns have a type here that is written
@@ -33,7 +35,8 @@ typedef struct PyrLayout
 } PyrLayout;
 
 extern Oid	pyr_layout_find(PyrTable *table);
-extern char *pyr_layout_sql(const char *schema, PyrTable *table);
+extern char *pyr_layout_sql(const char *schema, PyrTable *table,
+							bool is_followed);
 extern PyrLayout *pyr_layout_create(PyrTable *table, char **row);
 extern bool pyr_layout_is_same(PyrLayout *layout, char **row);
 extern const char *pyr_layout_relation(PyrLayout *layout);

@@ -57,6 +57,7 @@ pyr_local_begin_session(const char *replica)
 		{"default_transaction_read_only", "off"},
 		{"default_transaction_deferrable", "off"},
 		{"check_function_bodies", "off"},
+		{"standard_conforming_strings", "on"},
 		{"row_security", "off"},
 		{"statement_timeout", "0"},
 		{"lock_timeout", "0"},

@@ -27,6 +27,7 @@
 #include "utils/builtins.h"
 #include "utils/fmgrprotos.h"
 #include "utils/lsyscache.h"
+#include "utils/ruleutils.h"
 #include "utils/rel.h"
 #include "utils/syscache.h"
 
@@ -148,7 +149,7 @@ made_row(const PyrRowChange *change)
 		appendStringInfo(&sql, "%s%s AS %s", separator,
 						 parameter >= 0 ? pyr_statement_value(target, i, parameter) :
 						 change->verb == PYR_UPDATE ? psprintf("t.%s", name) :
-						 psprintf("CAST(NULL AS %s)", format_type_be_qualified(column->type)),
+						 psprintf("CAST(NULL AS %s)", format_type_be_qualified(getBaseType(column->type))),
 						 name);
 		separator = ", ";
 	}
@@ -241,8 +242,11 @@ collision_query(const PyrRowChange *change, Relation rel, HeapTuple tuple)
 														Int32GetDatum(i + 1),
 														BoolGetDatum(false)));
 		char	   *name = psprintf("\"pyreplica %d\"", i);
-		char	   *is_equal = psprintf("%s %s r.%s", value,
-										equality_of(rel, i), name);
+		Oid			collation = rel->rd_indcollation[i];
+		char	   *is_equal = psprintf("%s %s r.%s%s%s", value,
+										equality_of(rel, i), name,
+										OidIsValid(collation) ? " COLLATE " : "",
+										OidIsValid(collation) ? generate_collation_name(collation) : "");
 
 		appendStringInfo(&made, "%s%s AS %s", i > 0 ? ", " : "", value, name);
 		if (i > 0)

@@ -404,6 +404,7 @@ find_wrong_rows(Mend *mend, TupleDesc *desc)
 	StringInfoData sql;
 	SPIPlanPtr	plan;
 	Portal		portal;
+	MemoryContext fetch_context;
 
 	initStringInfo(&sql);
 	if (mend->by_key)
@@ -417,10 +418,13 @@ find_wrong_rows(Mend *mend, TupleDesc *desc)
 	portal = SPI_cursor_open(NULL, plan, NULL, NULL, false);
 	MemoryContextSwitchTo(context); /* SPI leaves its own current */
 	*desc = CreateTupleDescCopy(portal->tupDesc);
+	fetch_context = AllocSetContextCreate(context, "pyreplica wrong rows",
+										  ALLOCSET_DEFAULT_SIZES);
 	do
 	{
 		CHECK_FOR_INTERRUPTS();
 		SPI_cursor_fetch(portal, true, FETCH_ROWS);
+		MemoryContextSwitchTo(fetch_context);
 		for (uint64 i = 0; i < SPI_processed; i++)
 		{
 			HeapTuple	tuple = SPI_tuptable->vals[i];
@@ -429,7 +433,10 @@ find_wrong_rows(Mend *mend, TupleDesc *desc)
 			count_wrong(mend, SPI_getvalue(tuple, SPI_tuptable->tupdesc, 1)[0]);
 		}
 		SPI_freetuptable(SPI_tuptable);
+		MemoryContextReset(fetch_context);
 	} while (SPI_processed > 0);
+	MemoryContextSwitchTo(context);
+	MemoryContextDelete(fetch_context);
 	SPI_cursor_close(portal);
 	SPI_freeplan(plan);
 	MemoryContextSwitchTo(context);
@@ -759,6 +766,7 @@ append_beyond_bookmark(StringInfo sql, PyrTable *table, PyrTarget *target)
 
 		layout.key[i] = column->name;
 		layout.key_types_here[i] = format_type_extended(column->type, -1,
+														FORMAT_TYPE_TYPEMOD_GIVEN |
 														FORMAT_TYPE_FORCE_QUALIFY);
 	}
 	pyr_layout_append_found(sql, &layout, table->bookmark, NULL);

@@ -184,7 +184,9 @@ attach(PyrOrigin *origin, const char *replica, PyrPosition *position)
 	params[5] = copy_data ? "true" : "false";
 	if (!query(origin,
 			   psprintf("SELECT a.system_identifier, a.\"position\"::text, a.begins_anew::text"
-						"  FROM %s.py_log_attach($1, $2, $3, $4, $5, $6) a",
+						"  FROM %s.py_log_attach($1::pg_catalog.text, $2::pg_catalog.text,"
+						" $3::pg_catalog.pg_snapshot, $4::pg_catalog.pg_snapshot,"
+						" $5::pg_catalog.pg_lsn, $6::pg_catalog.bool) a",
 						origin->schema),
 			   6, params, keep_strings, answer))
 		return false;
@@ -364,7 +366,7 @@ pyr_origin_confirm(PyrOrigin *origin, const char *replica,
 	const char *params[2] = {replica, position->stored};
 
 	if (!query(origin,
-			   psprintf("SELECT %s.py_log_confirm($1, $2)", origin->schema),
+			   psprintf("SELECT %s.py_log_confirm($1::pg_catalog.text, $2::pg_catalog.pg_snapshot)", origin->schema),
 			   2, params, NULL, NULL))
 		return false;
 	pyr_position_confirmed(position);

@@ -101,6 +101,22 @@ pyr_policy_watches_origin(PyrPolicy policy)
 }
 
 /*
+ * Whether that is so somewhere.
+ */
+bool
+pyr_policy_watches_origins(void)
+{
+	ListCell   *cell;
+
+	foreach(cell, policies)
+	{
+		if (pyr_policy_watches_origin(((TablePolicy *) lfirst(cell))->policy))
+			return true;
+	}
+	return pyr_policy_watches_origin((PyrPolicy) {.resolution = conflict_resolution});
+}
+
+/*
  * Whether clocks decide somewhere.
  */
 bool

@@ -20,6 +20,7 @@ typedef struct PyrPolicy
 extern void pyr_policy_load(void);
 extern PyrPolicy pyr_policy_of(const char *schema, const char *table);
 extern bool pyr_policy_watches_origin(PyrPolicy policy);
+extern bool pyr_policy_watches_origins(void);
 extern bool pyr_policy_uses_time(void);
 
 #endif							/* PYR_POLICY_H */

@@ -1015,6 +1015,23 @@ fail_definition(int64 number, const char *what, const char *last_error,
 		elog(ERROR, "could not write pyreplica_definition");
 }
 
+/* a PyrAttempt's argument */
+typedef struct Parsing
+{
+	const char *definition;
+	List	   *parsed;
+} Parsing;
+
+/* a PyrAttempt */
+static bool
+attempt_parsing(void *arg)
+{
+	Parsing    *parsing = arg;
+
+	parsing->parsed = pyr_definition_parse(parsing->definition);
+	return true;
+}
+
 /*
  * Carries out a definition that was left, in the current transaction, if it can be
  * by now.
@@ -1022,11 +1039,20 @@ fail_definition(int64 number, const char *what, const char *last_error,
 static void
 run_definition(int64 number, char *what, char *definition, char *last_error)
 {
-	List	   *parsed = pyr_definition_parse(definition);
-	List	   *changed = parsed == NIL ? NIL
-		: changed_relations(linitial_node(RawStmt, parsed)->stmt);
+	Parsing		parsing = {definition, NIL};
+	List	   *parsed;
+	List	   *changed;
 	ErrorData  *error = NULL;
 
+	/* it may have come here with a dump, from another version */
+	if (!pyr_local_try(attempt_parsing, &parsing, &error))
+	{
+		fail_definition(number, what, last_error, error);
+		return;
+	}
+	parsed = parsing.parsed;
+	changed = parsed == NIL ? NIL
+		: changed_relations(linitial_node(RawStmt, parsed)->stmt);
 	if (has_to_wait(parsed))
 		return;
 	if (changed == NIL || exists(linitial(changed)))

@@ -36,6 +36,7 @@
 
 /* longest statement that is kept */
 #define STATEMENT_LEN_MAX	(64 * 1024)
+#define STATEMENT_BYTES_MAX	(1024 * 1024)
 
 /* what is to be passed over */
 typedef struct Request
@@ -138,14 +139,34 @@ pyr_skip_wants(const PyrTransaction *transaction, int64 number)
 	return true;
 }
 
+static size_t
+bytes_of(PyrChange *change)
+{
+	PyrShape   *shape = change->shape;
+	size_t		bytes = 0;
+
+	for (int i = 0; i < shape->nkey + shape->nset + shape->nold; i++)
+		bytes += Max(change->values[i].len, 0);
+	return bytes;
+}
+
 /*
- * The change as SQL, not too long.
+ * The change as SQL, not too long.  Much of it would take many times as much
+ * memory only to be cut off.
  */
 static char *
 statement_of(PyrChange *change, int encoding)
 {
 	StringInfoData statement;
+	size_t		bytes = bytes_of(change);
 
+	if (bytes > STATEMENT_BYTES_MAX)
+		return psprintf("%s %s%s: %zu bytes",
+						change->shape->verb == PYR_INSERT ? "INSERT INTO"
+						: change->shape->verb == PYR_UPDATE ? "UPDATE" : "DELETE FROM",
+						quote_qualified_identifier(change->shape->schema,
+												   change->shape->table),
+						pyr_describe_key(change, encoding), bytes);
 	initStringInfo(&statement);
 	pyr_render_change(&statement, change, encoding);
 	if (statement.len > STATEMENT_LEN_MAX)
@@ -169,15 +190,16 @@ pyr_skip_record(PyrHistory *history, PyrChange *change, int encoding,
 		.kind = "skipped",
 		.schema = change->shape->schema,
 		.table = change->shape->table,
-		.label = pyr_describe_key(change, encoding),
-		.statement = statement_of(change, encoding),
 		.outcome = "skipped",
 		.told = "It was passed over, as asked for with pyreplica_skip.",
 		.transaction = transaction
 	};
 
-	if (request.skipped <= RECORDED_MAX)
-		pyr_history_add(history, &incident);
+	if (request.skipped > RECORDED_MAX)
+		return;
+	incident.label = pyr_describe_key(change, encoding);
+	incident.statement = statement_of(change, encoding);
+	pyr_history_add(history, &incident);
 }
 
 /*

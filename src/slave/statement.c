@@ -34,6 +34,7 @@
 #include "executor/spi.h"
 #include "mb/pg_wchar.h"
 #include "miscadmin.h"
+#include "parser/parsetree.h"
 #include "optimizer/paths.h"
 #include "slave/local.h"
 #include "slave/statement.h"
@@ -153,7 +154,24 @@ rank_of(Path *path)
 }
 
 /*
- * Leaves only the paths of the best rank.
+ * Whether the path looks up what it has from another table: then it can be of use
+ * only beside others that do not.  (Ours have it from the rows to be applied.)
+ */
+static bool
+depends_on_table(PlannerInfo *root, Path *path)
+{
+	int			rti = -1;
+
+	while ((rti = bms_next_member(PATH_REQ_OUTER(path), rti)) >= 0)
+	{
+		if (planner_rt_fetch(rti, root)->rtekind == RTE_RELATION)
+			return true;
+	}
+	return false;
+}
+
+/*
+ * Leaves only the paths of the best rank, and those that are not ours to judge.
  */
 static void
 prefer_index(PlannerInfo *root, RelOptInfo *rel, Index rti, RangeTblEntry *rte)
@@ -169,12 +187,16 @@ prefer_index(PlannerInfo *root, RelOptInfo *rel, Index rti, RangeTblEntry *rte)
 		return;
 
 	foreach(cell, rel->pathlist)
-		best_rank = Max(best_rank, rank_of(lfirst(cell)));
+	{
+		if (!depends_on_table(root, lfirst(cell)))
+			best_rank = Max(best_rank, rank_of(lfirst(cell)));
+	}
 	if (best_rank == 0)
 		return;
 	foreach(cell, rel->pathlist)
 	{
-		if (rank_of(lfirst(cell)) == best_rank)
+		if (depends_on_table(root, lfirst(cell)) ||
+			rank_of(lfirst(cell)) == best_rank)
 			best = lappend(best, lfirst(cell));
 	}
 	rel->pathlist = best;
@@ -415,8 +437,9 @@ static char *
 statement_text(PyrStatement *statement, bool for_many)
 {
 	PyrTarget  *target = statement->target;
-	char	   *table = quote_qualified_identifier(target->schema,
-												   target->table);
+	char	   *table = statement->verb == PYR_INSERT
+		? quote_qualified_identifier(target->schema, target->table)
+		: pyr_statement_table(target);
 	const char *rows = for_many ? ROWS " AS r" : "";
 	StringInfoData where;
 	StringInfoData set;			/* or column list */
@@ -817,12 +840,14 @@ pyr_statement_rows(PyrStatement *statement, PyrMergeRow **rows, int nrows,
 }
 
 /*
- * The table, as it is written in a query.
+ * The table, as it is written where its rows are looked for.  The master's log
+ * trigger is about its own rows, not those of tables that inherit from it.
  */
 char *
 pyr_statement_table(PyrTarget *target)
 {
-	return quote_qualified_identifier(target->schema, target->table);
+	return psprintf("%s%s", target->relkind == RELKIND_RELATION ? "ONLY " : "",
+					quote_qualified_identifier(target->schema, target->table));
 }
 
 /*

@@ -48,6 +48,7 @@ static int	nunfinished = 0;		/* those to be copied, or being copied */
 static int	nmissing = 0;		/* those that do not exist here, of these */
 static uint64 nfinished = 0;	/* so many times one stopped to be unfinished */
 static bool is_list_wanted = true;
+static bool any_begun_anew = false; /* while this window was applied */
 static TimestampTz listed_at = 0;
 
 static const char *const state_words[] = {
@@ -225,6 +226,7 @@ load_row(HeapTuple row, TupleDesc desc)
 	value = SPI_getbinval(row, desc, 13, &isnull);
 	table->verified_at = isnull ? 0 : DatumGetTimestampTz(value);
 	table->filter = DatumGetInt32(SPI_getbinval(row, desc, 14, &isnull));
+	replace_string(&table->key, SPI_getvalue(row, desc, 15));
 }
 
 /*
@@ -245,7 +247,7 @@ load_rows(PyrTable *table)
 	}
 	if (SPI_execute_with_args(psprintf("SELECT schemaname, tablename, trigger, state, bookmark, is_resync,"
 									   "	   rows_copied, rows_expected, started_at, finished_at,"
-									   "	   last_error, last_error_at, verified_at, filter"
+									   "	   last_error, last_error_at, verified_at, filter, key"
 									   "  FROM %s.pyreplica_table WHERE replica = $1"
 									   "   AND ($2 IS NULL OR schemaname = $2 AND tablename = $3)",
 									   pyr_local_schema()),
@@ -306,11 +308,21 @@ begin_table(PyrTable *table, Oid trigger, int32 filter, bool is_resync)
 }
 
 /*
+ * The bookmark, once there is one, will be about this key.
+ */
+void
+pyr_table_set_key(PyrTable *table, const char *key)
+{
+	replace_string(&table->key, key);
+}
+
+/*
  * Copies the table once more, over what is here.  Needs SPI.
  */
 void
 pyr_table_begin_anew(PyrTable *table)
 {
+	table->is_begun_anew = any_begun_anew = true;
 	begin_table(table, table->trigger, table->filter, true);
 	pyr_table_set_state(table, PYR_TABLE_WAITING);
 	pyr_table_store(table);
@@ -344,6 +356,43 @@ pyr_table_has_filter(PyrTable *table, uint32 filter)
 		return true;
 	table->filter = (int32) filter;
 	return false;
+}
+
+/*
+ * A window is about to be applied.
+ */
+void
+pyr_tables_begin_window(void)
+{
+	HASH_SEQ_STATUS status;
+	PyrTable   *table;
+
+	if (!any_begun_anew)
+		return;
+	any_begun_anew = false;
+	hash_seq_init(&status, tables);
+	while ((table = hash_seq_search(&status)) != NULL)
+		table->is_begun_anew = false;
+}
+
+/*
+ * A part of the window was rolled back, and with it what was written of tables
+ * that it made begin anew.  They do so all the same.  Needs SPI.
+ */
+void
+pyr_tables_store_begun_anew(void)
+{
+	HASH_SEQ_STATUS status;
+	PyrTable   *table;
+
+	if (!any_begun_anew)
+		return;
+	hash_seq_init(&status, tables);
+	while ((table = hash_seq_search(&status)) != NULL)
+	{
+		if (table->is_begun_anew)
+			pyr_table_store(table);
+	}
 }
 
 /*
@@ -819,13 +868,13 @@ bookmark_datum(PyrTable *table)
 void
 pyr_table_store(PyrTable *table)
 {
-	Oid			types[14] = {
+	Oid			types[15] = {
 		TEXTOID, TEXTOID, TEXTOID, OIDOID, TEXTOID, TEXTARRAYOID, BOOLOID,
 		INT8OID, INT8OID, TIMESTAMPTZOID, TIMESTAMPTZOID, TEXTOID, TIMESTAMPTZOID,
-		INT4OID
+		INT4OID, TEXTOID
 	};
-	Datum		values[14];
-	char		nulls[15] = "              ";
+	Datum		values[15];
+	char		nulls[16] = "               ";
 
 	values[0] = CStringGetTextDatum(replica_name);
 	values[1] = CStringGetTextDatum(NameStr(table->name.schema));
@@ -848,11 +897,15 @@ pyr_table_store(PyrTable *table)
 	values[12] = TimestampTzGetDatum(table->error_at);
 	nulls[11] = nulls[12] = table->error != NULL ? ' ' : 'n';
 	values[13] = Int32GetDatum(table->filter);
+	if (table->key != NULL)
+		values[14] = CStringGetTextDatum(table->key);
+	else
+		nulls[14] = 'n';
 
 	if (SPI_execute_with_args(psprintf("INSERT INTO %s.pyreplica_table AS t (replica, schemaname, tablename,"
 									   "  trigger, state, bookmark, is_resync, rows_copied, rows_expected,"
-									   "  started_at, finished_at, last_error, last_error_at, filter)"
-									   " VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14)"
+									   "  started_at, finished_at, last_error, last_error_at, filter, key)"
+									   " VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15)"
 									   " ON CONFLICT (replica, schemaname, tablename) DO UPDATE SET"
 									   "  trigger = excluded.trigger, state = excluded.state,"
 									   "  bookmark = excluded.bookmark, is_resync = excluded.is_resync,"
@@ -862,9 +915,9 @@ pyr_table_store(PyrTable *table)
 									   "  finished_at = excluded.finished_at,"
 									   "  last_error = excluded.last_error,"
 									   "  last_error_at = excluded.last_error_at,"
-									   "  filter = excluded.filter",
+									   "  filter = excluded.filter, key = excluded.key",
 									   pyr_local_schema()),
-							  14, types, values, nulls, false, 0) != SPI_OK_INSERT)
+							  15, types, values, nulls, false, 0) != SPI_OK_INSERT)
 		elog(ERROR, "could not write pyreplica_table");
 }
 

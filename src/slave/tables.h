@@ -34,11 +34,13 @@ typedef struct PyrTable
 	PyrTableState state;
 	bool		is_resync;		/* there are rows here that may be wrong */
 	bool		is_listed;		/* in the list being taken in */
+	bool		is_begun_anew;	/* while this window was applied */
 	bool		is_missing;		/* here; schema.c is to make it */
 	Oid			trigger;		/* the log trigger on the master */
 	int32		filter;			/* which rows and columns it logs; 0: all */
 	char	  **bookmark;		/* key of the last row copied; NULL: none is */
 	int			nbookmark;
+	char	   *key;			/* what the key was when the copy began */
 	uint64		nth_bookmark;	/* unlike that of any other, ever */
 	int64		rows_copied;
 	int64		rows_expected;
@@ -63,6 +65,9 @@ extern const char *pyr_tables_triggers_sql(const char *schema);
 extern void pyr_tables_take_triggers(List *rows);
 extern void pyr_table_begin_anew(PyrTable *table);
 extern void pyr_tables_begin_anew(void);
+extern void pyr_tables_begin_window(void);
+extern void pyr_tables_store_begun_anew(void);
+extern void pyr_table_set_key(PyrTable *table, const char *key);
 extern bool pyr_table_has_filter(PyrTable *table, uint32 filter);
 extern PyrTable *pyr_tables_of_shape(PyrShape *shape);
 extern const char *pyr_tables_list_sql(const char *schema);

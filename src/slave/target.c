@@ -781,15 +781,12 @@ pyr_target_bind(PyrShape *shape)
 Datum
 pyr_target_datum(PyrTargetColumn *column, const PyrValue *value, int encoding)
 {
-	char	   *text;
-
 	if (column->wire != PYR_WIRE_TEXT)
 		return pyr_wire_decode(column->wire, value->data, value->len,
 							   &column->function, column->ioparam, encoding);
-	text = pnstrdup(value->data, value->len);
-	text = pg_any_to_server(text, value->len, encoding);
-	return InputFunctionCall(&column->function, text, column->ioparam,
-							 column->typmod);
+	return InputFunctionCall(&column->function,
+							 pyr_wire_text(value->data, value->len, encoding),
+							 column->ioparam, column->typmod);
 }
 
 /*

@@ -693,7 +693,8 @@ pyr_verify_ask(const char *schema, int encoding)
 	supplement->refused = refused;
 	initStringInfo(&sql);
 	supplement->locked = pyr_table_qualified(linitial(run->tables));
-	appendStringInfoString(&sql, pyr_layout_sql(schema, linitial(run->tables)));
+	appendStringInfoString(&sql, pyr_layout_sql(schema, linitial(run->tables),
+												run->phase != PHASE_DESCRIBE));
 	switch (run->phase)
 	{
 		case PHASE_DESCRIBE:

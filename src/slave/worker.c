@@ -451,6 +451,7 @@ finish_fetch(PyrWindow *fetched)
 		return alive;
 	pyr_window_supplement(fetched)->refused(pyr_window_supplement(fetched),
 											error);
+	pyr_window_clear(fetched);
 	pyr_window_fetch_start(fetched, origin, position.snapshot, 0, NULL);
 	return pyr_window_fetch_finish(fetched);
 }
@@ -843,7 +844,11 @@ pyr_worker_main(Datum arg)
 	pyr_status_attach(DatumGetInt32(arg));
 	if (!pyr_replicas_use(key))
 		proc_exit(0);
+
+	/* if that fails, nothing of ours runs any more, and the next one shall wait */
+	pyr_status_state(PYR_STATE_ERROR);
 	BackgroundWorkerInitializeConnection(database_in_use, NULL, 0);
+	pyr_status_state(PYR_STATE_STARTING);
 
 	PG_TRY();
 	{
