@@ -238,4 +238,33 @@ is( $crowded->safe_psql('crowded', "SELECT count(*), sum(id) FROM $_"),
 is(count_log($crowded, 0, qr/one at a time for now: no background worker slot is free/), 1, 'which is said once');
 $crowded->stop;
 
+# What a copy worker writes is the replica's and comes from the master, as what the
+# worker itself writes: it is no local row in a conflict, and no new change to those
+# who follow the slave.
+{
+	my $careful = new_slave($master, 'careful', copy => 1, database => 'careful',
+		conf => "track_commit_timestamp = on\npyreplica.conflict_resolution = keep_local\n");
+	my @tables = map { "whose_$_" } 1 .. 3;
+	$careful->poll_query_until('careful', q(SELECT count(*) = 1 FROM pg_extension WHERE extname = 'pyreplica'))
+	  or BAIL_OUT('the worker did not create its extension');
+	foreach my $table (@tables)
+	{
+		my $sql = "CREATE TABLE $table (id int PRIMARY KEY, a text)";
+		$master->safe_psql('postgres', "$sql; INSERT INTO $table SELECT i, 'a' FROM generate_series(1, 20000) i; ANALYZE $table");
+		$careful->safe_psql('careful', "$sql; ALTER TABLE $table SET (fillfactor = 50);
+			SELECT py_log_create_tg('$table'); ALTER TABLE $table ENABLE ALWAYS TRIGGER \"!py_log_replica_tg\"");
+	}
+	log_together(@tables);
+	$careful->poll_query_until('careful',
+		q(SELECT count(*) = 3 FROM pyreplica_tables WHERE tablename ~ '^whose_' AND state = 'ready'))
+	  or BAIL_OUT('tables are not ready');
+	cmp_ok($careful->safe_psql('careful', q(SELECT count(*) FROM pg_replication_origin WHERE roname ~ ' copy ')), '>', 0,
+		'a copy worker has an origin of its own');
+	$master->safe_psql('postgres', "UPDATE $_ SET a = 'b' WHERE id % 7 = 0") for @tables;
+	wait_caught_up($careful);
+	is($careful->safe_psql('careful', "SELECT count(*) FROM $_ WHERE a = 'b'"), '2857', "$_: its rows are not local ones") for @tables;
+	is($careful->safe_psql('careful', 'SELECT count(*) FROM pyreplica_conflicts'), '0', 'there was no conflict');
+	is($careful->safe_psql('careful', q(SELECT count(*) FROM replica_log_sql WHERE origin IS NULL)), '0', 'and what is logged again has its origin');
+}
+
 done_testing();
