@@ -127,7 +127,7 @@ COMMENT ON VIEW replica_log_sql IS
 CREATE FUNCTION py_log_replica() RETURNS trigger
 AS 'MODULE_PATHNAME' LANGUAGE C;
 COMMENT ON FUNCTION py_log_replica() IS
-'log trigger: py_log_replica(''tablename'', ''keycolumn'' ..., '''', ''option'', ''value'' ...); the empty argument and what follows can be left out; options: log_old (on: what rows were before is logged, too), row_filter (a condition for the rows that are logged), columns (an array of the columns that are, the key among them)';
+'log trigger: py_log_replica(''tablename'', ''keycolumn'' ..., '''', ''option'', ''value'' ...); the empty argument and what follows can be left out; options: log_old (on: what rows were before is logged, too), row_filter (a condition for the rows that are logged), columns (an array of the columns that are, the key among them), whole_row (on: all columns together are the key, and rows can be equal), via_root (on: changes of partitions are logged as those of the topmost table that has the trigger), ignore_truncate (on: TRUNCATE is not logged)';
 
 -- A log trigger's arguments.
 CREATE FUNCTION py_log_arguments(trigger oid)
@@ -146,19 +146,21 @@ $$;
 -- What makes no sense is no error here: one table must not keep others from slaves.
 CREATE FUNCTION py_log_options(trigger oid,
 	OUT key text[], OUT row_filter text, OUT columns text, OUT log_old boolean,
-	OUT filter integer)
+	OUT filter integer,
+	OUT whole_row boolean, OUT via_root boolean, OUT ignore_truncate boolean)
 LANGUAGE sql STABLE STRICT
 SET search_path = pg_catalog, pg_temp
 AS $$
 	SELECT nullif(t.a[2 : t.n - 1], '{}'), o.row_filter, o.columns,
-		   coalesce(lower(o.log_old) IN ('on', 'true', 'yes', '1', 't', 'y'), false),
+		   'log_old' = ANY (o.are_on),
 		   CASE WHEN o.row_filter IS NULL AND o.columns IS NULL THEN 0
-				ELSE coalesce(nullif(hashtext(concat(o.row_filter, E'\n', o.columns) COLLATE "C"), 0), 1) END
+				ELSE coalesce(nullif(hashtext(concat(o.row_filter, E'\n', o.columns) COLLATE "C"), 0), 1) END,
+		   'whole_row' = ANY (o.are_on), 'via_root' = ANY (o.are_on), 'ignore_truncate' = ANY (o.are_on)
 	  FROM (SELECT a, coalesce(array_position(a, '', 2), cardinality(a) + 1) AS n
 			  FROM @extschema@.py_log_arguments(trigger) AS a) t,
 	  LATERAL (SELECT max(t.a[i + 1]) FILTER (WHERE t.a[i] = 'row_filter') AS row_filter,
 					  max(t.a[i + 1]) FILTER (WHERE t.a[i] = 'columns') AS columns,
-					  max(t.a[i + 1]) FILTER (WHERE t.a[i] = 'log_old') AS log_old
+					  coalesce(array_agg(t.a[i]) FILTER (WHERE lower(t.a[i + 1]) IN ('on', 'true', 'yes', '1', 't', 'y')), '{}') AS are_on
 				 FROM generate_series(t.n + 1, cardinality(t.a) - 1, 2) AS i) o
 $$;
 
@@ -180,6 +182,19 @@ AS $$
 	 WHERE i.indrelid = tab AND i.indisprimary
 	   AND k.n <= i.indnkeyatts
 	   AND a.attrelid = tab AND a.attnum = k.attnum
+$$;
+
+-- The columns that make up a row, for a table whose rows have no other key; what is
+-- computed from others says nothing new.
+CREATE FUNCTION py_log_row_columns(tab regclass, columns text[])
+RETURNS text[]
+LANGUAGE sql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+	SELECT array_agg(a.attname::text ORDER BY a.attnum)
+	  FROM pg_attribute a
+	 WHERE a.attrelid = tab AND a.attnum > 0 AND NOT a.attisdropped
+	   AND a.attgenerated = '' AND (columns IS NULL OR a.attname = ANY (columns))
 $$;
 
 -- Why these columns do not tell the table's rows apart at any moment; all NULL
@@ -277,16 +292,66 @@ BEGIN
 END
 $$;
 
+-- The log trigger's table, or, of the clone that a partition has, the topmost
+-- one's; and that one's trigger.
+CREATE FUNCTION py_log_topmost(trigger oid, OUT tab regclass, OUT top oid)
+LANGUAGE sql STABLE STRICT
+SET search_path = pg_catalog, pg_temp
+AS $$
+	WITH RECURSIVE r AS (
+		SELECT t.oid, t.tgrelid, t.tgparentid FROM pg_trigger t WHERE t.oid = trigger
+		UNION ALL
+		SELECT t.oid, t.tgrelid, t.tgparentid FROM r JOIN pg_trigger t ON t.oid = r.tgparentid)
+	SELECT r.tgrelid, r.oid FROM r WHERE r.tgparentid = 0
+$$;
+
+-- Creates the triggers that notice a TRUNCATE of the table, and of its partitions: the
+-- server clones row triggers only.  If a partition's changes are logged as the
+-- topmost table's (via_root), its trigger fires before, when its rows are still there to
+-- be logged as deleted.
+CREATE FUNCTION py_log_truncate_tg(tab regclass, args text[], via_root boolean, enabled "char")
+RETURNS void
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $$
+#variable_conflict use_variable
+DECLARE
+	literals text := (SELECT string_agg(quote_literal(x), ', ' ORDER BY n) FROM unnest(args) WITH ORDINALITY AS u(x, n));
+	part	record;
+BEGIN
+	FOR part IN
+		SELECT p.relid, p.level > 0 AS is_part
+		  FROM pg_partition_tree(tab) p JOIN pg_class c ON c.oid = p.relid
+		 WHERE c.relkind IN ('r', 'p')
+		UNION ALL
+		SELECT c.oid, false FROM pg_class c
+		 WHERE c.oid = tab AND c.relkind = 'r' AND NOT c.relispartition
+	LOOP
+		EXECUTE format('DROP TRIGGER IF EXISTS "!py_log_truncate_tg" ON %s', part.relid);
+		EXECUTE format('DROP TRIGGER IF EXISTS "!py_log_part_tg" ON %s', part.relid);
+		EXECUTE format('CREATE TRIGGER %I %s TRUNCATE ON %s FOR EACH STATEMENT EXECUTE FUNCTION @extschema@.py_log_replica(%s)',
+					   CASE WHEN via_root AND part.is_part THEN '!py_log_part_tg' ELSE '!py_log_truncate_tg' END,
+					   CASE WHEN via_root THEN 'BEFORE' ELSE 'AFTER' END, part.relid, literals);
+		IF enabled <> 'O' THEN
+			EXECUTE format('ALTER TABLE ONLY %s ENABLE %s TRIGGER %I', part.relid,
+						   CASE enabled WHEN 'A' THEN 'ALWAYS' ELSE 'REPLICA' END,
+						   CASE WHEN via_root AND part.is_part THEN '!py_log_part_tg' ELSE '!py_log_truncate_tg' END);
+		END IF;
+	END LOOP;
+END
+$$;
+
 -- Row triggers fire in the order of their names.  Ours has to be the first, so
 -- that what other triggers do to the row is logged after the row's own change.
 --
 -- Options that are not given (NULL) stay as they are, so that creating the
 -- triggers of all tables once more changes nothing.  If the same rows and columns
--- are logged as before, the trigger is replaced and keeps its OID, by which slaves
--- know it: they go on.
+-- are logged as before, under the same name, the trigger is replaced and keeps its
+-- OID, by which slaves know it: they go on.
 CREATE FUNCTION py_log_create_tg(schemaname text, tablename text,
 	row_filter text DEFAULT NULL, columns text[] DEFAULT NULL,
-	key text[] DEFAULT NULL, log_old boolean DEFAULT NULL)
+	key text[] DEFAULT NULL, log_old boolean DEFAULT NULL,
+	via_root boolean DEFAULT NULL, ignore_truncate boolean DEFAULT NULL)
 RETURNS text
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
@@ -297,13 +362,16 @@ DECLARE
 	tab		regclass;
 	kind	"char";
 	persistence "char";
+	top		text;
 	was		record;
 	wrong	record;
+	whole_row boolean := false;
 	options	text[];
 	args	text[];
 	literals text;
 	existed	boolean;
 	keeps_oid boolean;
+	part	regclass;
 BEGIN
 	SELECT c.oid, c.relkind, c.relpersistence INTO tab, kind, persistence
 	  FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
@@ -318,34 +386,55 @@ BEGIN
 				  AND d.deptype = 'e' AND e.extname = 'pyreplica') THEN
 		RETURN format(' table %s belongs to pyreplica (passed over)', tablename);
 	END IF;
-	IF kind <> 'r' THEN
-		RAISE EXCEPTION '"%.%" is not an ordinary table', schemaname, tablename
-			USING ERRCODE = 'wrong_object_type',
-			HINT = 'Log triggers can be created on tables; on a partitioned table, create them on its partitions.';
+	IF kind NOT IN ('r', 'p') THEN
+		RETURN format(' %s %s has no rows of its own (couldn''t be replicated)!',
+					  CASE kind WHEN 'v' THEN 'view' WHEN 'm' THEN 'materialized view'
+					  WHEN 'f' THEN 'foreign table' WHEN 'S' THEN 'sequence'
+					  WHEN 'c' THEN 'type' ELSE 'index' END, tablename);
 	END IF;
 	IF persistence = 't' THEN
 		RETURN format(' table %s is temporary (couldn''t be replicated)!', tablename);
+	ELSIF persistence = 'u' THEN
+		RETURN format(' table %s is unlogged, a crash empties it (couldn''t be replicated; ALTER TABLE %s SET LOGGED)!', tablename, tab);
+	END IF;
+	SELECT p.tab::text INTO top
+	  FROM pg_trigger t, @extschema@.py_log_topmost(t.tgparentid) p
+	 WHERE t.tgrelid = tab AND t.tgname = '!py_log_replica_tg' AND t.tgparentid <> 0
+	   AND t.tgfoid = '@extschema@.py_log_replica'::regproc;
+	IF FOUND THEN
+		RETURN format(' table %s has the log trigger of %s, of which it is a partition (passed over)', tablename, top);
 	END IF;
 
 	-- as it is, but for what is asked for
 	SELECT t.oid, t.tgenabled, o.key, o.row_filter, o.columns, o.log_old,
+		   o.whole_row, o.via_root, o.ignore_truncate,
 		   @extschema@.py_log_arguments(t.oid) AS args INTO was
 	  FROM pg_trigger t, @extschema@.py_log_options(t.oid) o
 	 WHERE t.tgrelid = tab AND t.tgname = '!py_log_replica_tg'
 	   AND t.tgfoid = '@extschema@.py_log_replica'::regproc;
 	log_old := coalesce(log_old, was.log_old, false);
-	IF cardinality(key) > 0 THEN
+	via_root := coalesce(via_root, was.via_root, false) AND kind = 'p';
+	ignore_truncate := coalesce(ignore_truncate, was.ignore_truncate, false);
+	IF key = '{*}' AND NOT EXISTS (SELECT FROM pg_attribute a WHERE a.attrelid = tab AND a.attname = '*' AND NOT a.attisdropped) THEN
+		whole_row := true;
+	ELSIF cardinality(key) > 0 THEN
 		SELECT * INTO wrong FROM @extschema@.py_log_key_problem(tab, key);
 		IF wrong.problem IS NOT NULL THEN
 			RAISE EXCEPTION '%', wrong.problem
 				USING ERRCODE = 'invalid_table_definition',
 				DETAIL = wrong.detail, HINT = wrong.hint;
 		END IF;
+	ELSIF key IS NULL AND was.whole_row THEN
+		whole_row := true;
 	ELSIF key IS NULL AND (SELECT p.problem IS NULL FROM @extschema@.py_log_key_problem(tab, was.key) p) THEN
 		key := was.key;
 	END IF;
-	key := coalesce(nullif(key, '{}'), @extschema@.py_log_primary_key(tab));
-	IF key IS NULL THEN
+	IF whole_row THEN
+		key := '{}';
+	ELSE
+		key := coalesce(nullif(key, '{}'), @extschema@.py_log_primary_key(tab));
+	END IF;
+	IF key IS NULL OR (whole_row AND @extschema@.py_log_row_columns(tab, NULL) IS NULL) THEN
 		RETURN format(' table %s has no pk constraint (couldn''t be replicated)!', tablename);
 	END IF;
 
@@ -354,42 +443,154 @@ BEGIN
 
 	options := CASE WHEN log_old THEN '{log_old,on}' ELSE '{}' END::text[]
 		|| CASE WHEN row_filter IS NOT NULL THEN ARRAY['row_filter', row_filter] END
-		|| CASE WHEN columns IS NOT NULL THEN ARRAY['columns', columns::text] END;
+		|| CASE WHEN columns IS NOT NULL THEN ARRAY['columns', columns::text] END
+		|| CASE WHEN whole_row THEN '{whole_row,on}'::text[] END
+		|| CASE WHEN via_root THEN '{via_root,on}'::text[] END
+		|| CASE WHEN ignore_truncate THEN '{ignore_truncate,on}'::text[] END;
 	args := tablename || key || CASE WHEN options <> '{}' THEN ARRAY[''] || options END;
-	SELECT was.args = args AND was.tgenabled <> 'D' AND count(*) = 1 INTO existed
-	  FROM pg_trigger t
-	 WHERE t.tgrelid = tab AND t.tgname = '!py_log_truncate_tg'
-	   AND t.tgfoid = '@extschema@.py_log_replica'::regproc
-	   AND @extschema@.py_log_arguments(t.oid) = args
-	   AND t.tgenabled <> 'D';
+
+	-- the table and all of its partitions have triggers like that
+	existed := was.args = args AND was.tgenabled <> 'D' AND NOT EXISTS (
+		SELECT FROM (SELECT tab::oid AS relid UNION SELECT p.relid FROM pg_partition_tree(tab) p) p
+		  JOIN pg_class c ON c.oid = p.relid AND c.relkind IN ('r', 'p')
+		 WHERE NOT EXISTS (SELECT FROM pg_trigger t
+							WHERE t.tgrelid = p.relid AND t.tgfoid = '@extschema@.py_log_replica'::regproc
+							  AND t.tgname = CASE WHEN via_root AND p.relid <> tab THEN '!py_log_part_tg' ELSE '!py_log_truncate_tg' END
+							  AND @extschema@.py_log_arguments(t.oid) = args
+							  AND t.tgenabled <> 'D'));
 	IF existed IS NOT TRUE THEN
 		literals := (SELECT string_agg(quote_literal(x), ', ' ORDER BY n) FROM unnest(args) WITH ORDINALITY AS u(x, n));
-		keeps_oid := was.tgenabled <> 'D' AND was.key = key AND was.row_filter IS NOT DISTINCT FROM row_filter
+		keeps_oid := was.tgenabled <> 'D' AND was.key IS NOT DISTINCT FROM nullif(key, '{}') AND was.whole_row = whole_row
+			AND was.via_root = via_root AND was.row_filter IS NOT DISTINCT FROM row_filter
 			AND was.columns IS NOT DISTINCT FROM columns::text AND current_setting('server_version_num')::int >= 140000;
 		IF keeps_oid IS NOT TRUE THEN
 			EXECUTE format('DROP TRIGGER IF EXISTS "!py_log_replica_tg" ON %I.%I',
 						   schemaname, tablename);
+			-- partitions may have been logged by themselves
+			FOR part IN SELECT p.relid FROM pg_partition_tree(tab) p WHERE p.level > 0 LOOP
+				EXECUTE format('DROP TRIGGER IF EXISTS "!py_log_replica_tg" ON %s', part);
+			END LOOP;
 		END IF;
-		EXECUTE format('DROP TRIGGER IF EXISTS "!py_log_truncate_tg" ON %I.%I',
-					   schemaname, tablename);
 		EXECUTE format('CREATE %s TRIGGER "!py_log_replica_tg" AFTER INSERT OR UPDATE OR DELETE ON %I.%I FOR EACH ROW EXECUTE FUNCTION @extschema@.py_log_replica(%s)',
 					   CASE WHEN keeps_oid THEN 'OR REPLACE' ELSE '' END,
 					   schemaname, tablename, literals);
-		EXECUTE format('CREATE TRIGGER "!py_log_truncate_tg" AFTER TRUNCATE ON %I.%I FOR EACH STATEMENT EXECUTE FUNCTION @extschema@.py_log_replica(%s)',
-					   schemaname, tablename, literals);
-		IF was.tgenabled <> 'O' THEN
-			EXECUTE format('ALTER TABLE %1$I.%2$I ENABLE %3$s TRIGGER "!py_log_replica_tg", ENABLE %3$s TRIGGER "!py_log_truncate_tg"',
+		PERFORM @extschema@.py_log_truncate_tg(tab, args, via_root, CASE WHEN was.tgenabled IN ('A', 'R') THEN was.tgenabled ELSE 'O' END);
+		IF was.tgenabled IN ('A', 'R') THEN
+			EXECUTE format('ALTER TABLE %I.%I ENABLE %s TRIGGER "!py_log_replica_tg"',
 						   schemaname, tablename, CASE was.tgenabled WHEN 'A' THEN 'ALWAYS' ELSE 'REPLICA' END);
 		END IF;
 		PERFORM pg_notify('replicas', 'tables');
 	END IF;
 
 	RETURN format('created trigger on %s (%s)', tablename,
-				  array_to_string(key, ','));
+				  CASE WHEN whole_row THEN '*' ELSE array_to_string(key, ',') END);
 END
 $$;
-COMMENT ON FUNCTION py_log_create_tg(text, text, text, text[], text[], boolean) IS
-'creates the log triggers of a table with a primary key, or with the unique columns key; says what it did. Only rows that meet row_filter and only columns are logged; log_old: what rows were before is, too';
+COMMENT ON FUNCTION py_log_create_tg(text, text, text, text[], text[], boolean, boolean, boolean) IS
+'creates the log triggers of a table with a primary key, or with the unique columns key ({*}: none, rows are told by all of their columns); says what it did. Only rows that meet row_filter and only columns are logged; log_old: what rows were before is, too; via_root: partitions are logged as parts of this table; ignore_truncate: TRUNCATE is not logged';
+
+-- Logs all rows of the table as inserts into that trigger's table, or as deletes.
+CREATE FUNCTION py_log_rows(tab regclass, trigger oid, are_deleted boolean)
+RETURNS bigint
+AS 'MODULE_PATHNAME' LANGUAGE C VOLATILE STRICT;
+
+-- Partitions come and go: the server clones row triggers to those that are created or
+-- attached, and takes them away when they are detached.  The triggers for TRUNCATE are
+-- ours to care for.  If changes are logged as those of the topmost table, rows that come
+-- or go with their partition are, too.
+CREATE FUNCTION py_log_partitions()
+RETURNS event_trigger
+LANGUAGE plpgsql SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp
+SET client_min_messages = warning
+AS $$
+DECLARE
+	command	record;
+	part	record;
+BEGIN
+	FOR command IN
+		SELECT DISTINCT p.tab, p.top, o.via_root, @extschema@.py_log_arguments(p.top) AS args, t.tgenabled
+		  FROM pg_event_trigger_ddl_commands() d
+		  JOIN pg_trigger t ON t.tgrelid = d.objid AND t.tgname = '!py_log_replica_tg'
+		   AND t.tgfoid = '@extschema@.py_log_replica'::regproc
+		 CROSS JOIN LATERAL @extschema@.py_log_topmost(t.oid) p
+		  JOIN pg_class c ON c.oid = p.tab AND c.relkind = 'p'
+		  JOIN pg_trigger m ON m.tgrelid = p.tab AND m.tgname = '!py_log_truncate_tg'
+		 CROSS JOIN LATERAL @extschema@.py_log_options(p.top) o
+		 WHERE d.classid = 'pg_class'::regclass
+	LOOP
+		-- those that have come
+		FOR part IN
+			SELECT p.relid, c.relkind FROM pg_partition_tree(command.tab) p
+			  JOIN pg_class c ON c.oid = p.relid AND c.relkind IN ('r', 'p')
+			 WHERE p.level > 0
+			   AND NOT EXISTS (SELECT FROM pg_trigger t WHERE t.tgrelid = p.relid
+								  AND t.tgname IN ('!py_log_part_tg', '!py_log_truncate_tg'))
+		LOOP
+			IF command.via_root AND part.relkind = 'r' THEN
+				PERFORM @extschema@.py_log_rows(part.relid, command.top, false);
+			END IF;
+			EXECUTE format('CREATE TRIGGER %I %s TRUNCATE ON %s FOR EACH STATEMENT EXECUTE FUNCTION @extschema@.py_log_replica(%s)',
+						   CASE WHEN command.via_root THEN '!py_log_part_tg' ELSE '!py_log_truncate_tg' END,
+						   CASE WHEN command.via_root THEN 'BEFORE' ELSE 'AFTER' END, part.relid,
+						   (SELECT string_agg(quote_literal(x), ', ' ORDER BY n) FROM unnest(command.args) WITH ORDINALITY AS u(x, n)));
+			IF command.tgenabled IN ('A', 'R') THEN
+				EXECUTE format('ALTER TABLE ONLY %s ENABLE %s TRIGGER %I', part.relid,
+							   CASE command.tgenabled WHEN 'A' THEN 'ALWAYS' ELSE 'REPLICA' END,
+							   CASE WHEN command.via_root THEN '!py_log_part_tg' ELSE '!py_log_truncate_tg' END);
+			END IF;
+			PERFORM pg_notify('replicas', 'tables');
+		END LOOP;
+
+		-- those that have gone
+		FOR part IN
+			SELECT t.tgrelid::regclass AS relid, t.tgname, c.relkind FROM pg_trigger t
+			  JOIN pg_class c ON c.oid = t.tgrelid
+			 WHERE t.tgname IN ('!py_log_part_tg', '!py_log_truncate_tg')
+			   AND t.tgfoid = '@extschema@.py_log_replica'::regproc
+			   AND @extschema@.py_log_arguments(t.oid) = command.args
+			   AND NOT EXISTS (SELECT FROM pg_trigger r WHERE r.tgrelid = t.tgrelid
+								  AND r.tgfoid = t.tgfoid AND r.tgtype & 1 = 1)
+		LOOP
+			IF command.via_root AND part.relkind = 'r' THEN
+				PERFORM @extschema@.py_log_rows(part.relid, command.top, true);
+			END IF;
+			EXECUTE format('DROP TRIGGER %I ON %s', part.tgname, part.relid);
+			PERFORM pg_notify('replicas', 'tables');
+		END LOOP;
+	END LOOP;
+END
+$$;
+
+-- The rows of a partition that is dropped are gone before anybody could log that.
+CREATE FUNCTION py_log_partitions_dropped()
+RETURNS event_trigger
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+	part	text;
+BEGIN
+	FOR part IN
+		SELECT t.object_identity
+		  FROM pg_event_trigger_dropped_objects() t
+		  JOIN pg_event_trigger_dropped_objects() d
+			ON d.object_type = 'trigger' AND d.address_names[1:2] = t.address_names[1:2]
+		   AND d.address_names[3] = '!py_log_part_tg'
+		 WHERE t.original AND t.object_type = 'table'
+	LOOP
+		RAISE WARNING 'slaves are not told of the rows that were dropped with partition %', part
+			USING HINT = 'To have them deleted there, DETACH or TRUNCATE a partition before it is dropped; or now, call pyreplica_resync for the partitioned table on the slave.';
+	END LOOP;
+END
+$$;
+
+CREATE EVENT TRIGGER py_log_partitions ON ddl_command_end
+WHEN TAG IN ('CREATE TABLE', 'ALTER TABLE')
+EXECUTE FUNCTION @extschema@.py_log_partitions();
+CREATE EVENT TRIGGER py_log_partitions_dropped ON sql_drop
+WHEN TAG IN ('DROP TABLE')
+EXECUTE FUNCTION @extschema@.py_log_partitions_dropped();
 
 -- The schema of a bare table name: the first on the caller's search_path that
 -- has it; else the only one that has it at all.
@@ -425,12 +626,13 @@ $$;
 -- No other text follows tablename: two are schema and table.
 CREATE FUNCTION py_log_create_tg(tablename text,
 	columns text[] DEFAULT NULL, key text[] DEFAULT NULL,
-	log_old boolean DEFAULT NULL, row_filter text DEFAULT NULL)
+	log_old boolean DEFAULT NULL, row_filter text DEFAULT NULL,
+	via_root boolean DEFAULT NULL, ignore_truncate boolean DEFAULT NULL)
 RETURNS text
 LANGUAGE sql
-AS $$ SELECT @extschema@.py_log_create_tg(@extschema@.py_log_table_schema(tablename), tablename, row_filter, columns, key, log_old) $$;
-COMMENT ON FUNCTION py_log_create_tg(text, text[], text[], boolean, text) IS
-'creates the log triggers of a table with a primary key, or with the unique columns key; says what it did. Only rows that meet row_filter and only columns are logged; log_old: what rows were before is, too';
+AS $$ SELECT @extschema@.py_log_create_tg(@extschema@.py_log_table_schema(tablename), tablename, row_filter, columns, key, log_old, via_root, ignore_truncate) $$;
+COMMENT ON FUNCTION py_log_create_tg(text, text[], text[], boolean, text, boolean, boolean) IS
+'creates the log triggers of a table with a primary key, or with the unique columns key ({*}: none, rows are told by all of their columns); says what it did. Only rows that meet row_filter and only columns are logged; log_old: what rows were before is, too; via_root: partitions are logged as parts of this table; ignore_truncate: TRUNCATE is not logged';
 
 CREATE FUNCTION py_log_drop_tg(schemaname text, tablename text)
 RETURNS text
@@ -438,11 +640,24 @@ LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
 SET client_min_messages = warning
 AS $$
+DECLARE
+	part	record;
 BEGIN
 	EXECUTE format('DROP TRIGGER IF EXISTS "!py_log_replica_tg" ON %I.%I',
 				   schemaname, tablename);
 	EXECUTE format('DROP TRIGGER IF EXISTS "!py_log_truncate_tg" ON %I.%I',
 				   schemaname, tablename);
+	-- of partitions, what is left: they had clones of the row trigger
+	FOR part IN
+		SELECT p.relid, t.tgname
+		  FROM pg_partition_tree(format('%I.%I', schemaname, tablename)::regclass) p
+		  JOIN pg_trigger t ON t.tgrelid = p.relid
+		 WHERE t.tgname IN ('!py_log_part_tg', '!py_log_truncate_tg')
+		   AND NOT EXISTS (SELECT FROM pg_trigger r WHERE r.tgrelid = p.relid
+							  AND r.tgname = '!py_log_replica_tg')
+	LOOP
+		EXECUTE format('DROP TRIGGER IF EXISTS %I ON %s', part.tgname, part.relid);
+	END LOOP;
 	PERFORM pg_notify('replicas', 'tables');
 	RETURN format('dropped trigger on %s', tablename);
 END
@@ -471,7 +686,8 @@ AS $$
 #variable_conflict use_column
 BEGIN
 	RETURN (
-	SELECT CASE WHEN o.key <@ (SELECT array_agg(c.attname::text) FROM pg_attribute c
+	SELECT CASE WHEN o.whole_row THEN @extschema@.py_log_row_columns(t.tgrelid::regclass, o.columns::text[])
+		   WHEN o.key <@ (SELECT array_agg(c.attname::text) FROM pg_attribute c
 								WHERE c.attrelid = t.tgrelid AND c.attnum > 0 AND NOT c.attisdropped)
 		   THEN o.key ELSE @extschema@.py_log_primary_key(t.tgrelid::regclass) END
 	  FROM pg_trigger t, @extschema@.py_log_options(t.oid) o
@@ -479,17 +695,25 @@ BEGIN
 END
 $$;
 
+-- A table without rows of its own, whose partitions are logged by themselves, is not
+-- among them; nor are partitions that are logged as part of it.
 CREATE VIEW py_log_tables AS
 SELECT n.nspname AS schemaname, c.relname AS tablename,
 	   t.oid AS trigger,
-	   greatest(c.reltuples, 0)::bigint AS expected,
-	   CASE WHEN position('\x0000'::bytea IN t.tgargs) > 0
-			THEN (@extschema@.py_log_options(t.oid)).filter ELSE 0 END AS filter
+	   CASE WHEN c.relkind = 'p'
+			THEN (SELECT coalesce(pg_catalog.sum(greatest(l.reltuples, 0)), 0)::bigint
+					FROM pg_catalog.pg_partition_tree(c.oid) p
+					JOIN pg_catalog.pg_class l ON l.oid = p.relid
+				   WHERE p.isleaf)
+			ELSE greatest(c.reltuples, 0)::bigint END AS expected,
+	   coalesce(o.filter, 0) AS filter
   FROM pg_catalog.pg_trigger t
   JOIN pg_catalog.pg_class c ON c.oid = t.tgrelid
   JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+  LEFT JOIN LATERAL @extschema@.py_log_options(t.oid) o ON position('\x0000'::bytea IN t.tgargs) > 0
  WHERE t.tgfoid = '@extschema@.py_log_replica'::pg_catalog.regproc
-   AND t.tgtype & 1 = 1 AND t.tgenabled <> 'D';
+   AND t.tgtype & 1 = 1 AND t.tgenabled <> 'D'
+   AND CASE WHEN o.via_root THEN t.tgparentid = 0 ELSE c.relkind <> 'p' END;
 COMMENT ON VIEW py_log_tables IS
 'pyreplica: the tables that have a log trigger; "expected" is the number of rows that statistics tell; "filter" is not 0 if only some rows or columns are logged';
 
@@ -547,7 +771,8 @@ $$;
 -- must_be: no row is an error.
 CREATE FUNCTION py_log_describe(schemaname text, tablename text, must_be boolean,
 	OUT key text[], OUT key_types text[], OUT key_orders text[],
-	OUT columns text[], OUT types oid[], OUT row_filter text)
+	OUT columns text[], OUT types oid[], OUT row_filter text,
+	OUT is_whole boolean, OUT is_partitioned boolean)
 RETURNS SETOF record
 LANGUAGE plpgsql STABLE STRICT
 SET search_path = pg_catalog, pg_temp
@@ -568,12 +793,13 @@ BEGIN
 		   (SELECT array_agg(a.atttypid ORDER BY a.attnum)
 			  FROM pg_attribute a WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
 			   AND a.attgenerated <> 'v' AND a.attname = ANY (coalesce(o.columns::text[], ARRAY[a.attname::text]))),
-		   @extschema@.py_log_filter(c.oid::regclass, o.row_filter)
+		   @extschema@.py_log_filter(c.oid::regclass, o.row_filter),
+		   o.whole_row, c.relkind = 'p'
 	  FROM @extschema@.py_log_tables l
 	  CROSS JOIN LATERAL @extschema@.py_log_options(l.trigger) o
 	  JOIN pg_namespace n ON n.nspname = l.schemaname
 	  JOIN pg_class c ON c.relnamespace = n.oid AND c.relname = l.tablename,
-	  LATERAL (SELECT n.key, EXISTS (
+	  LATERAL (SELECT n.key, NOT o.whole_row AND EXISTS (
 				SELECT FROM pg_index i
 				 WHERE i.indrelid = c.oid AND i.indisunique AND i.indisvalid
 				   AND i.indpred IS NULL AND i.indexprs IS NULL
@@ -712,7 +938,9 @@ BEGIN
 				RAISE EXCEPTION 'table % has been replaced meanwhile', use.tab::regclass
 					USING ERRCODE = 'object_in_use', HINT = 'Try again.';
 			END IF;
-			EXECUTE format('SELECT greatest(max(%I), $1) FROM ONLY %s', use.attname, use.tab::regclass)
+			EXECUTE format('SELECT greatest(max(%I), $1) FROM %s%s', use.attname,
+						   CASE WHEN (SELECT c.relkind FROM pg_class c WHERE c.oid = use.tab) <> 'p' THEN 'ONLY ' ELSE '' END,
+						   use.tab::regclass)
 			   INTO used USING used;
 		END LOOP;
 		next_value := first;
@@ -1215,7 +1443,7 @@ BEGIN
 	EXECUTE format('GRANT EXECUTE ON FUNCTION @extschema@.py_log_rotate() TO %I', role);
 	EXECUTE format('GRANT SELECT ON @extschema@.py_log_tables TO %I', role);
 	EXECUTE format('GRANT EXECUTE ON FUNCTION @extschema@.py_log_sequences() TO %I', role);
-	EXECUTE format('GRANT EXECUTE ON FUNCTION @extschema@.py_log_arguments(oid), @extschema@.py_log_options(oid), @extschema@.py_log_primary_key(regclass), @extschema@.py_log_filter(regclass, text) TO %I', role);
+	EXECUTE format('GRANT EXECUTE ON FUNCTION @extschema@.py_log_arguments(oid), @extschema@.py_log_options(oid), @extschema@.py_log_primary_key(regclass), @extschema@.py_log_row_columns(regclass, text[]), @extschema@.py_log_filter(regclass, text) TO %I', role);
 	EXECUTE format('GRANT EXECUTE ON FUNCTION @extschema@.py_log_key(oid), @extschema@.py_log_order(oid, oid), @extschema@.py_log_describe(text, text, boolean) TO %I', role);
 END
 $$;
@@ -1780,8 +2008,11 @@ REVOKE ALL ON SEQUENCE replica_log_current FROM PUBLIC;
 REVOKE ALL ON FUNCTION
 	py_log_changes(bytea), py_log_replica(), py_log_node(),
 	py_log_fetch(pg_snapshot, integer, integer, text, text, boolean),
-	py_log_create_tg(text, text, text, text[], text[], boolean),
-	py_log_create_tg(text, text[], text[], boolean, text),
+	py_log_create_tg(text, text, text, text[], text[], boolean, boolean, boolean),
+	py_log_create_tg(text, text[], text[], boolean, text, boolean, boolean),
+	py_log_truncate_tg(regclass, text[], boolean, "char"), py_log_topmost(oid),
+	py_log_rows(regclass, oid, boolean), py_log_partitions(), py_log_partitions_dropped(),
+	py_log_row_columns(regclass, text[]),
 	py_log_filter(regclass, text), py_log_columns(regclass, text[], text[]),
 	py_log_arguments(oid), py_log_options(oid), py_log_primary_key(regclass), py_log_key_problem(regclass, text[]),
 	py_log_drop_tg(text, text), py_log_drop_tg(text),

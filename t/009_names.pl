@@ -168,4 +168,61 @@ is(content($slave, '"tä"', 'latin'), content($master, '"tä"', 'latin'),
 like(slurp_file($slave->logfile), qr/Encoding for this connections are LATIN1 UTF8/,
 	'which the log tells');
 
+# A name as long as can be, everywhere: schema, table, partition, key, columns, filter,
+# sequence; copied, followed, resynced, verified, shown.
+my $long = q(ü"'\ %s$1;.);
+$long .= 'x' x (63 - length $long);
+(my $quoted = $long) =~ s/"/""/g;
+$quoted = qq("$quoted");
+my $text = '$n$' . $long . '$n$';
+$master->safe_psql('postgres', 'CREATE DATABASE long TEMPLATE template0');
+$master->safe_psql('long', 'CREATE EXTENSION pyreplica');
+my $copier = new_slave($master, 'copier', copy => 1, database => 'long', start => 0);
+$copier->append_conf('postgresql.conf', conninfo_setting($master, 'dbname=long'));
+$copier->start;
+$copier->safe_psql('postgres', 'CREATE DATABASE long');
+wait_worker($copier);
+my $named = "$quoted.$quoted";
+$_->safe_psql('long', <<"SQL") for $master, $copier;
+CREATE SCHEMA $quoted;
+CREATE TABLE $named ($quoted serial, b text, c int, PRIMARY KEY ($quoted));
+CREATE TABLE $quoted.root ($quoted int NOT NULL, b text, UNIQUE ($quoted)) PARTITION BY RANGE ($quoted);
+CREATE TABLE $quoted.bag ($quoted text, b text);
+SQL
+$master->safe_psql('long', "CREATE TABLE $quoted.part PARTITION OF $quoted.root FOR VALUES FROM (0) TO (MAXVALUE)");
+$copier->safe_psql('long', "CREATE TABLE $quoted.everything PARTITION OF $quoted.root DEFAULT");
+is( $master->safe_psql('long', "SELECT py_log_create_tg($text, $text, row_filter => \$f\$$quoted > 5 OR b = $text\$f\$, columns => ARRAY['b', $text], log_old => true)"),
+	"created trigger on $long ($long)", 'options with a long name');
+is( $master->safe_psql('long', "SELECT py_log_create_tg($text, 'root', key => ARRAY[$text], via_root => true)"),
+	"created trigger on root ($long)", 'in a partitioned table');
+is( $master->safe_psql('long', "SELECT py_log_create_tg($text, 'bag', key => '{*}')"),
+	'created trigger on bag (*)', 'in a table without a key');
+$master->safe_psql('long', <<"SQL");
+INSERT INTO $named (b) SELECT 'b' FROM generate_series(1, 50);
+INSERT INTO $named ($quoted, b) VALUES (-1, $text);
+INSERT INTO $quoted.root SELECT i, $text FROM generate_series(1, 50) i;
+INSERT INTO $quoted.bag SELECT $text, 'b' FROM generate_series(1, 50) i;
+SQL
+my $are_ready = q(SELECT count(*) = 3 FROM pyreplica_tables WHERE state = 'ready');
+$copier->poll_query_until('long', $are_ready) or BAIL_OUT('long names are not copied');
+$master->safe_psql('long', <<"SQL");
+UPDATE $named SET b = $text WHERE $quoted > 45;
+DELETE FROM $named WHERE $quoted = 7;
+UPDATE $quoted.root SET $quoted = $quoted + 100, b = 'x' WHERE $quoted > 45;
+DELETE FROM $quoted.bag WHERE ctid = (SELECT min(ctid) FROM $quoted.bag);
+SQL
+wait_caught_up($copier);
+my $logged = "(SELECT $quoted, b FROM $named WHERE $quoted > 5 OR b = $text)";
+is(content($copier, $_), content($master, $_, 'long'), 'long names are followed') for $logged, "$quoted.root", "$quoted.bag";
+$copier->safe_psql('long', "UPDATE $named SET b = 'spoiled'; DELETE FROM $quoted.root; DELETE FROM $quoted.bag");
+is($copier->safe_psql('long', q(SELECT count(*) > 100 FROM pyreplica_verify())), 't', 'what is wrong is found');
+is($copier->safe_psql('long', "SELECT DISTINCT \"table\" FROM pyreplica_verify('$named'::regclass)" =~ s/'\Q$named\E'::regclass/\$q\$$named\$q\$/r),
+	$named, 'and named');
+$copier->safe_psql('long', "SELECT pyreplica_resync(format('%I.%I', schemaname, tablename)::regclass) FROM pyreplica_tables");
+$copier->poll_query_until('long', $are_ready);
+wait_caught_up($copier);
+is(content($copier, $_), content($master, $_, 'long'), 'and mended') for $logged, "$quoted.root", "$quoted.bag";
+is($copier->safe_psql('long', q(SELECT count(value) || '/' || count(*) FROM pyreplica_sync_sequences())), '1/1', 'its sequence follows');
+is($copier->safe_psql('long', "SELECT count(*) FROM pyreplica_tables WHERE schemaname = $text AND tablename = $text"), '1', 'the status has it');
+
 done_testing();

@@ -315,9 +315,12 @@ parse_shape(PyrDecoder *decoder, const char *bytes, int len)
 	if (strchr("IUDT", fixed[0]) == NULL || fixed[0] == '\0')
 		corrupt("unknown operation");
 	if ((fixed[1] & ~(PYR_SHAPE_SHARED_KEY | PYR_SHAPE_OLD |
-					  PYR_SHAPE_FILTERED | PYR_SHAPE_ORIGIN)) != 0)
+					  PYR_SHAPE_FILTERED | PYR_SHAPE_ORIGIN |
+					  PYR_SHAPE_WHOLE | PYR_SHAPE_PARTITIONED)) != 0)
 		corrupt("unknown flags");
 	shape->has_shared_key = (fixed[1] & PYR_SHAPE_SHARED_KEY) != 0;
+	shape->is_whole = (fixed[1] & PYR_SHAPE_WHOLE) != 0;
+	shape->is_partitioned = (fixed[1] & PYR_SHAPE_PARTITIONED) != 0;
 	if ((fixed[1] & PYR_SHAPE_ORIGIN) != 0)
 		shape->origin = read_origin(decoder, &cursor);
 	shape->schema = read_name(decoder, &cursor);

@@ -23,6 +23,8 @@ typedef struct PyrShape
 	int			len;
 	PyrVerb		verb;
 	bool		has_shared_key; /* rows can share a key for a while */
+	bool		is_whole;		/* the key is the whole row; rows can be equal */
+	bool		is_partitioned; /* on the master, it has no rows of its own */
 	uint32		filter;			/* which rows and columns are logged; 0: all */
 	const char *origin;			/* node where its changes were first made; NULL:
 								 * on the master itself.  Of one decoder, equal

@@ -54,6 +54,13 @@
  * where they were.  So a slave's one transaction can have changes of many origins,
  * each of them knows its own, and those that were made here cost nothing.
  *
+ * The flag PYR_SHAPE_WHOLE tells that the table has no key: the key columns are all
+ * that is logged of a row, and several rows can be equal.  A change is about one of
+ * them, whichever.
+ *
+ * The flag PYR_SHAPE_PARTITIONED, of a truncate, tells that the table has all of its
+ * rows in partitions.
+ *
  * A column's type tells how its values are written: the OID of a built-in
  * type means the bytes that values.c documents for it (binary, the same for
  * every server version); 0 means the type's text output.  All text is in the
@@ -85,6 +92,8 @@
 #define PYR_SHAPE_OLD			0x02
 #define PYR_SHAPE_FILTERED		0x04
 #define PYR_SHAPE_ORIGIN		0x10
+#define PYR_SHAPE_WHOLE			0x20
+#define PYR_SHAPE_PARTITIONED	0x40
 
 /* of a window */
 #define PYR_WINDOW_VERSION		1

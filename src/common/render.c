@@ -57,6 +57,22 @@ render_value(StringInfo out, PyrShapeColumn *column, PyrValue *value,
 	appendStringInfoString(out, quote_literal_cstr(text));
 }
 
+/*
+ * Appends the columns as a condition in which null equals null.
+ */
+static void
+render_same(StringInfo out, PyrChange *change, int from, int to, int encoding)
+{
+	for (int i = from; i < to; i++)
+	{
+		PyrShapeColumn *column = &change->shape->columns[i];
+
+		appendStringInfo(out, "%s%s IS NOT DISTINCT FROM ", i > from ? " AND " : "",
+						 quote_identifier(column->name));
+		render_value(out, column, &change->values[i], encoding);
+	}
+}
+
 static void
 render_columns(StringInfo out, PyrChange *change, int from, int to,
 			   const char *separator, int encoding)
@@ -92,14 +108,28 @@ render_old(StringInfo out, PyrChange *change, int encoding)
 {
 	int			first = change->shape->nkey + change->shape->nset;
 
-	for (int i = first; i < first + change->shape->nold; i++)
-	{
-		PyrShapeColumn *column = &change->shape->columns[i];
+	if (change->shape->nold == 0)
+		return;
+	appendStringInfoString(out, " AND ");
+	render_same(out, change, first, first + change->shape->nold, encoding);
+}
 
-		appendStringInfo(out, " AND %s IS NOT DISTINCT FROM ",
-						 quote_identifier(column->name));
-		render_value(out, column, &change->values[i], encoding);
+/*
+ * Appends the condition for the row that is changed: without a key, one of those
+ * that are like that.
+ */
+static void
+render_row(StringInfo out, PyrChange *change, const char *table, int encoding)
+{
+	if (!change->shape->is_whole)
+	{
+		pyr_render_key(out, change, encoding);
+		render_old(out, change, encoding);
+		return;
 	}
+	appendStringInfo(out, "ctid = (SELECT ctid FROM %s WHERE ", table);
+	render_same(out, change, 0, change->shape->nkey, encoding);
+	appendStringInfoString(out, " LIMIT 1)");
 }
 
 static void
@@ -143,18 +173,17 @@ pyr_render_change(StringInfo out, PyrChange *change, int encoding)
 			render_columns(out, change, shape->nkey,
 						   shape->nkey + shape->nset, ", ", encoding);
 			appendStringInfoString(out, " WHERE ");
-			pyr_render_key(out, change, encoding);
-			render_old(out, change, encoding);
+			render_row(out, change, table, encoding);
 			break;
 
 		case PYR_DELETE:
 			appendStringInfo(out, "DELETE FROM %s WHERE ", table);
-			pyr_render_key(out, change, encoding);
-			render_old(out, change, encoding);
+			render_row(out, change, table, encoding);
 			break;
 
 		case PYR_TRUNCATE:
-			appendStringInfo(out, "TRUNCATE ONLY %s", table);
+			appendStringInfo(out, "TRUNCATE %s%s",
+							 shape->is_partitioned ? "" : "ONLY ", table);
 			break;
 	}
 }

@@ -33,12 +33,18 @@
  * before.  Its place is where the next change is logged, before that one; its
  * rank tells it from others of the same place.
  *
+ * TRUNCATE of a partition that is logged as part of its topmost table must not
+ * empty that one on the slave: the partition's rows are logged as deleted, one by one,
+ * before they are gone.
+ *
  *-------------------------------------------------------------------------
  */
 #include "postgres.h"
 
 #include "access/detoast.h"
 #include "access/htup_details.h"
+#include "access/table.h"
+#include "access/tableam.h"
 #include "access/xact.h"
 #include "catalog/pg_type.h"
 #include "commands/trigger.h"
@@ -62,9 +68,11 @@
 #include "utils/hsearch.h"
 #include "utils/lsyscache.h"
 #include "utils/memutils.h"
+#include "utils/snapmgr.h"
 #include "utils/uuid.h"
 
 PG_FUNCTION_INFO_V1(py_log_replica);
+PG_FUNCTION_INFO_V1(py_log_rows);
 
 /* trigger nesting that we keep an eye on; deeper ones count as the deepest */
 #define MAX_DEPTH	32
@@ -99,6 +107,14 @@ typedef struct Firing
 	Taken	   *taken;
 } Firing;
 
+/* a table that a command truncates with all of its partitions */
+typedef struct Emptied
+{
+	Oid			relid;
+	CommandId	cid;
+	SubTransactionId subid;
+} Emptied;
+
 /* a row version whose creation may not have been captured yet */
 typedef struct VersionKey
 {
@@ -131,6 +147,7 @@ static struct
 	HTAB	   *pending;		/* Version; NULL if there never was one */
 	Firing		firing[MAX_DEPTH];	/* by trigger depth, the first is for 1 */
 	int			depth;			/* of the change being captured, from 0 */
+	List	   *emptied;		/* Emptied */
 }			order;
 
 /*
@@ -590,7 +607,7 @@ log_insert(PyrRelInfo *info, TupleTableSlot *row, Place before)
 
 	append_change(info, PYR_INSERT, info->but_key, row, row);
 	put_before(start, before);
-	note_taken(info->relid, start);
+	note_taken(info->logged_as, start);
 }
 
 /*
@@ -602,7 +619,7 @@ log_delete(PyrRelInfo *info, TupleTableSlot *row, Place before)
 	uint64		start = pyr_txbuffer_size();
 
 	append_change(info, PYR_DELETE, NULL, row, NULL);
-	put_before(start, before_taken(info->relid, before));
+	put_before(start, before_taken(info->logged_as, before));
 }
 
 /*
@@ -624,8 +641,8 @@ log_update(PyrRelInfo *info, Bitmapset *changed, TupleTableSlot *old,
 	append_change(info, PYR_UPDATE, changed, old, new);
 	if (bms_overlap(changed, info->unique))
 	{
-		before = before_taken(info->relid, before);
-		note_taken(info->relid, start);
+		before = before_taken(info->logged_as, before);
+		note_taken(info->logged_as, start);
 	}
 	put_before(start, before);
 }
@@ -707,6 +724,105 @@ capture_row(TriggerData *trigdata, PyrRelInfo *info)
 		capture_delete(trigdata, info);
 }
 
+/*
+ * Logs all of the table's rows, as they are now, as inserted or deleted.  Nobody else
+ * may be changing the table.  What other triggers did is all in the log already.
+ */
+static uint64
+log_rows(PyrRelInfo *info, Relation rel, PyrVerb verb)
+{
+	Snapshot	snapshot = RegisterSnapshot(GetLatestSnapshot());
+	TupleTableSlot *slot = table_slot_create(rel, NULL);
+	TableScanDesc scan = table_beginscan(rel, snapshot, 0, NULL);
+	MemoryContext context = AllocSetContextCreate(CurrentMemoryContext,
+												  "pyreplica rows",
+												  ALLOCSET_DEFAULT_SIZES);
+	MemoryContext oldcontext = MemoryContextSwitchTo(context);
+	Bitmapset  *set = verb == PYR_INSERT ? info->but_key : NULL;
+	uint64		nrows = 0;
+
+	while (table_scan_getnextslot(scan, ForwardScanDirection, slot))
+	{
+		CHECK_FOR_INTERRUPTS();
+		slot_getallattrs(slot);
+		if (is_logged(info, slot))
+		{
+			append_change(info, verb, set, slot, slot);
+			nrows++;
+		}
+		MemoryContextReset(context);
+	}
+	MemoryContextSwitchTo(oldcontext);
+	MemoryContextDelete(context);
+	table_endscan(scan);
+	ExecDropSingleTupleTableSlot(slot);
+	UnregisterSnapshot(snapshot);
+	return nrows;
+}
+
+/*
+ * Keeps in mind that the running command truncates all of the table.
+ */
+static void
+note_emptied(Oid relid)
+{
+	MemoryContext oldcontext = MemoryContextSwitchTo(TopTransactionContext);
+	Emptied    *emptied = palloc(sizeof(Emptied));
+
+	emptied->relid = relid;
+	emptied->cid = GetCurrentCommandId(false);
+	emptied->subid = GetCurrentSubTransactionId();
+	order.emptied = lappend(order.emptied, emptied);
+	MemoryContextSwitchTo(oldcontext);
+}
+
+/*
+ * Whether it does.  (If one of the table's triggers has changed something meanwhile,
+ * we cannot tell, and rows are logged as deleted that are truncated as well.)
+ */
+static bool
+is_emptied(Oid relid)
+{
+	ListCell   *cell;
+
+	foreach(cell, order.emptied)
+	{
+		Emptied    *emptied = lfirst(cell);
+
+		if (emptied->relid == relid &&
+			emptied->cid == GetCurrentCommandId(false) &&
+			emptied->subid == GetCurrentSubTransactionId())
+			return true;
+	}
+	return false;
+}
+
+static void
+capture_truncate(TriggerData *trigdata, PyrRelInfo *info)
+{
+	/* what is not known to be part of a table any more has been seen to go */
+	if (info->ignores_truncate || !OidIsValid(info->logged_as))
+		return;
+	if (info->via_root == TRIGGER_FIRED_AFTER(trigdata->tg_event))
+		ereport(ERROR,
+				(errcode(ERRCODE_E_R_I_E_TRIGGER_PROTOCOL_VIOLATED),
+				 errmsg("trigger \"%s\" must be fired %s TRUNCATE",
+						trigdata->tg_trigger->tgname,
+						info->via_root ? "BEFORE" : "AFTER"),
+				 errhint("Use py_log_create_tg to create the log triggers.")));
+
+	if (info->logged_as == info->relid)
+	{
+		/* otherwise its partitions tell */
+		if (!info->is_partitioned || info->via_root)
+			append_varint(pyr_log_shape(info, PYR_TRUNCATE, NULL));
+		if (info->via_root)
+			note_emptied(info->relid);
+	}
+	else if (!info->is_partitioned && !is_emptied(info->logged_as))
+		(void) log_rows(info, trigdata->tg_relation, PYR_DELETE);
+}
+
 static void
 check_trigger(FunctionCallInfo fcinfo)
 {
@@ -718,7 +834,8 @@ check_trigger(FunctionCallInfo fcinfo)
 				 errmsg("function \"%s\" was not called by trigger manager",
 						"py_log_replica")));
 
-	if (!TRIGGER_FIRED_AFTER(trigdata->tg_event) ||
+	if ((TRIGGER_FIRED_FOR_ROW(trigdata->tg_event) &&
+		 !TRIGGER_FIRED_AFTER(trigdata->tg_event)) ||
 		TRIGGER_FIRED_FOR_ROW(trigdata->tg_event) ==
 		TRIGGER_FIRED_BY_TRUNCATE(trigdata->tg_event))
 		ereport(ERROR,
@@ -747,11 +864,51 @@ py_log_replica(PG_FUNCTION_ARGS)
 	pyr_log_begin_change(trigdata->tg_trigger->tgfoid);
 
 	if (TRIGGER_FIRED_BY_TRUNCATE(trigdata->tg_event))
-		append_varint(pyr_log_shape(info, PYR_TRUNCATE, NULL));
+		capture_truncate(trigdata, info);
 	else
 		capture_row(trigdata, info);
 
 	return PointerGetDatum(NULL);
+}
+
+static Trigger *
+find_trigger(Relation rel, Oid oid)
+{
+	TriggerDesc *triggers = rel->trigdesc;
+
+	for (int i = 0; triggers != NULL && i < triggers->numtriggers; i++)
+	{
+		if (triggers->triggers[i].tgoid == oid)
+			return &triggers->triggers[i];
+	}
+	elog(ERROR, "table \"%s\" has no trigger %u", RelationGetRelationName(rel), oid);
+	return NULL;
+}
+
+/*
+ * py_log_rows(tab regclass, trigger oid, are_deleted boolean) logs all rows of a
+ * table, which is being attached to the table of that trigger as a partition, or has
+ * been detached from it.  Returns how many there were.
+ */
+Datum
+py_log_rows(PG_FUNCTION_ARGS)
+{
+	Oid			relid = PG_GETARG_OID(0);
+	Oid			trigger_oid = PG_GETARG_OID(1);
+	PyrVerb		verb = PG_GETARG_BOOL(2) ? PYR_DELETE : PYR_INSERT;
+	Relation	rel = table_open(relid, ShareRowExclusiveLock);
+	Oid			root = pyr_relinfo_topmost(trigger_oid);
+	Relation	root_rel = table_open(root, AccessShareLock);
+	Trigger    *trigger = find_trigger(root_rel, trigger_oid);
+	PyrRelInfo *info = pyr_relinfo_create(rel, trigger, root);
+	uint64		nrows;
+
+	pyr_log_begin_change(trigger->tgfoid);
+	nrows = log_rows(info, rel, verb);
+	pyr_relinfo_free(info);
+	table_close(root_rel, NoLock);
+	table_close(rel, NoLock);
+	PG_RETURN_INT64(nrows);
 }
 
 /*

@@ -198,7 +198,9 @@ write_shape(PyrRelInfo *info, PyrVerb verb, Bitmapset *set)
 						 (info->has_shared_key ? PYR_SHAPE_SHARED_KEY : 0) |
 						 (old != NULL ? PYR_SHAPE_OLD : 0) |
 						 (info->filter_number != 0 ? PYR_SHAPE_FILTERED : 0) |
-						 (origin != NULL ? PYR_SHAPE_ORIGIN : 0));
+						 (origin != NULL ? PYR_SHAPE_ORIGIN : 0) |
+						 (info->is_whole ? PYR_SHAPE_WHOLE : 0) |
+						 (info->is_partitioned ? PYR_SHAPE_PARTITIONED : 0));
 	if (origin != NULL)
 		append_name(&shape, origin);
 	append_name(&shape, info->schema);
@@ -368,7 +370,8 @@ pyr_log_columns(PyrRelInfo *info, Bitmapset *changed)
 	key = shape_key(info, PYR_UPDATE);
 	if (find_shape(&key, changed) != NULL)
 		return changed;
-	return bms_union(changed, info->but_key);
+	changed = bms_union(changed, info->but_key);
+	return info->is_whole ? bms_add_members(changed, info->key_set) : changed;
 }
 
 /*

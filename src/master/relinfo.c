@@ -8,6 +8,10 @@
  * in the middle of capturing a row, so it only sets a flag; what a running
  * capture may still look at is freed at the end of the transaction.
  *
+ * A partition has a clone of its parent's trigger.  With the option via_root its
+ * changes are logged under the name of the topmost table that has the trigger, so
+ * to a slave it is one table, however it is divided here.
+ *
  *-------------------------------------------------------------------------
  */
 #include "postgres.h"
@@ -15,8 +19,12 @@
 #include "access/genam.h"
 #include "access/htup_details.h"
 #include "access/relation.h"
+#include "access/table.h"
 #include "catalog/pg_attribute.h"
 #include "catalog/pg_index.h"
+#include "catalog/indexing.h"
+#include "catalog/pg_class.h"
+#include "catalog/pg_trigger.h"
 #include "catalog/pg_type.h"
 #include "common/arrays.h"
 #include "common/compat.h"
@@ -24,6 +32,7 @@
 #include "common/keys.h"
 #include "master/relinfo.h"
 #include "utils/builtins.h"
+#include "utils/fmgroids.h"
 #include "utils/hsearch.h"
 #include "utils/inval.h"
 #include "utils/lsyscache.h"
@@ -34,6 +43,9 @@
 typedef struct Options
 {
 	bool		log_old;
+	bool		whole_row;
+	bool		via_root;
+	bool		ignore_truncate;
 	const char *row_filter;		/* NULL: all rows */
 	const char *columns;		/* an array of names; NULL: all columns */
 } Options;
@@ -59,7 +71,8 @@ relcache_callback(Datum arg pg_attribute_unused(), Oid relid)
 	while ((entry = hash_seq_search(&status)) != NULL)
 	{
 		if (entry->info != NULL &&
-			(relid == InvalidOid || entry->info->relid == relid))
+			(relid == InvalidOid || entry->info->relid == relid ||
+			 entry->info->logged_as == relid))
 			entry->info->valid = false;
 	}
 }
@@ -129,6 +142,9 @@ key_from_trigger(Relation rel, Trigger *trigger)
  *	log_old		on: old values are logged, too
  *	row_filter	a condition for the rows that are logged
  *	columns		an array of the columns that are logged, the key among them
+ *	whole_row	on: all columns together are the key
+ *	via_root	on: logged as the topmost partitioned table that has the trigger
+ *	ignore_truncate	on: TRUNCATE is not logged
  */
 static Options
 options_from_trigger(PyrRelInfo *info, Trigger *trigger)
@@ -147,6 +163,12 @@ options_from_trigger(PyrRelInfo *info, Trigger *trigger)
 			options.row_filter = value;
 		else if (strcmp(name, "columns") == 0)
 			options.columns = value;
+		else if (strcmp(name, "whole_row") == 0)
+			is_known = parse_bool(value, &options.whole_row);
+		else if (strcmp(name, "via_root") == 0)
+			is_known = parse_bool(value, &options.via_root);
+		else if (strcmp(name, "ignore_truncate") == 0)
+			is_known = parse_bool(value, &options.ignore_truncate);
 		else
 			is_known = false;
 		if (!is_known)
@@ -305,10 +327,100 @@ fill_column(PyrColumn *column, Form_pg_attribute att)
 }
 
 /*
+ * All columns, as far as they are logged and not computed.
+ */
+static List *
+key_from_row(PyrRelInfo *info, Relation rel)
+{
+	List	   *key = NIL;
+
+	for (int i = 0; i < info->natts; i++)
+	{
+		if (info->columns[i].captured &&
+			TupleDescAttr(RelationGetDescr(rel), i)->attgenerated == '\0')
+			key = lappend_int(key, i + 1);
+	}
+	return key;
+}
+
+/*
+ * The table that has the trigger which that one is a clone of, or a clone of a
+ * clone.
+ */
+Oid
+pyr_relinfo_topmost(Oid trigger)
+{
+	Relation	catalog = table_open(TriggerRelationId, AccessShareLock);
+	Oid			relid = InvalidOid;
+
+	while (OidIsValid(trigger))
+	{
+		ScanKeyData key;
+		SysScanDesc scan;
+		HeapTuple	tuple;
+
+		ScanKeyInit(&key, Anum_pg_trigger_oid, BTEqualStrategyNumber, F_OIDEQ,
+					ObjectIdGetDatum(trigger));
+		scan = systable_beginscan(catalog, TriggerOidIndexId, true, NULL, 1, &key);
+		tuple = systable_getnext(scan);
+		if (!HeapTupleIsValid(tuple))
+			elog(ERROR, "could not find trigger %u", trigger);
+		relid = ((Form_pg_trigger) GETSTRUCT(tuple))->tgrelid;
+		trigger = ((Form_pg_trigger) GETSTRUCT(tuple))->tgparentid;
+		systable_endscan(scan);
+	}
+	table_close(catalog, AccessShareLock);
+	return relid;
+}
+
+/*
+ * The same for a trigger of either kind: only row triggers are clones of others.
+ */
+static Oid
+find_root(Relation rel, Trigger *trigger)
+{
+	TriggerDesc *triggers = rel->trigdesc;
+
+	if (TRIGGER_FOR_ROW(trigger->tgtype))
+		return pyr_relinfo_topmost(trigger->tgoid);
+	for (int i = 0; triggers != NULL && i < triggers->numtriggers; i++)
+	{
+		if (triggers->triggers[i].tgfoid == trigger->tgfoid &&
+			TRIGGER_FOR_ROW(triggers->triggers[i].tgtype))
+			return pyr_relinfo_topmost(triggers->triggers[i].tgoid);
+	}
+	return InvalidOid;
+}
+
+/*
+ * Whether rows can share a key for a while: those of the table, or of all that is
+ * logged under one name.
+ */
+static bool
+can_share_key(PyrRelInfo *info, Relation rel)
+{
+	Relation	root;
+	AttrNumber *key;
+	bool		is_unique;
+
+	if (info->is_whole || !pyr_key_is_unique(rel, info->key, info->nkey, true))
+		return true;
+	if (info->logged_as == info->relid || !OidIsValid(info->logged_as))
+		return false;
+	root = relation_open(info->logged_as, AccessShareLock);
+	key = palloc(info->nkey * sizeof(AttrNumber));
+	for (int i = 0; i < info->nkey; i++)
+		key[i] = get_attnum(info->logged_as, info->columns[info->key[i] - 1].name);
+	is_unique = pyr_key_is_unique(root, key, info->nkey, true);
+	relation_close(root, AccessShareLock);
+	return !is_unique;
+}
+
+/*
  * Looks the table up in the catalogs.  Runs in the new entry's context.
  */
 static void
-fill_info(PyrRelInfo *info, Relation rel, Trigger *trigger)
+fill_info(PyrRelInfo *info, Relation rel, Trigger *trigger, Oid logged_as)
 {
 	TupleDesc	desc = RelationGetDescr(rel);
 	Options		options;
@@ -320,12 +432,34 @@ fill_info(PyrRelInfo *info, Relation rel, Trigger *trigger)
 	info->natts = desc->natts;
 	info->columns = palloc0(desc->natts * sizeof(PyrColumn));
 	options = options_from_trigger(info, trigger);
-	info->logs_old = options.log_old;
+	info->is_whole = options.whole_row;
+	info->is_partitioned = rel->rd_rel->relkind == RELKIND_PARTITIONED_TABLE;
+	info->via_root = options.via_root;
+	info->ignores_truncate = options.ignore_truncate;
+	info->logged_as = OidIsValid(logged_as) ? logged_as :
+		options.via_root ? find_root(rel, trigger) : info->relid;
+	if (info->logged_as != info->relid && OidIsValid(info->logged_as))
+	{
+		info->schema = get_namespace_name(get_rel_namespace(info->logged_as));
+		info->table = get_rel_name(info->logged_as);
+		if (info->schema == NULL || info->table == NULL)
+			elog(ERROR, "cache lookup failed for relation %u", info->logged_as);
+	}
+	info->logs_old = options.log_old && !options.whole_row;
 	info->filter_number = number_of_filter(&options);
 	if (options.row_filter != NULL)
 		info->filter = pyr_filter_create(rel, options.row_filter);
 
-	key = key_from_trigger(rel, trigger);
+	for (int i = 0; i < desc->natts; i++)
+		fill_column(&info->columns[i], TupleDescAttr(desc, i));
+	if (options.whole_row)
+	{
+		if (options.columns != NULL)
+			keep_columns(info, rel, options.columns);
+		key = key_from_row(info, rel);
+	}
+	else
+		key = key_from_trigger(rel, trigger);
 	if (key == NIL)
 		key = key_from_primary_key(rel);
 	if (key == NIL)
@@ -337,8 +471,6 @@ fill_info(PyrRelInfo *info, Relation rel, Trigger *trigger)
 				 errhint("Call py_log_create_tg('%s', '%s') once the table has a primary key, or py_log_drop_tg to stop logging it.",
 						 info->schema, info->table)));
 
-	for (int i = 0; i < desc->natts; i++)
-		fill_column(&info->columns[i], TupleDescAttr(desc, i));
 	info->unique = pyr_unique_columns(rel);
 	info->nkey = list_length(key);
 	info->key = palloc(info->nkey * sizeof(AttrNumber));
@@ -350,7 +482,7 @@ fill_info(PyrRelInfo *info, Relation rel, Trigger *trigger)
 		info->columns[attnum - 1].is_key = true;
 		info->key_set = bms_add_member(info->key_set, attnum - 1);
 	}
-	if (options.columns != NULL)
+	if (options.columns != NULL && !options.whole_row)
 		keep_columns(info, rel, options.columns);
 
 	for (int i = 0; i < desc->natts; i++)
@@ -366,7 +498,7 @@ fill_info(PyrRelInfo *info, Relation rel, Trigger *trigger)
 			info->has_names = true;
 	}
 
-	info->has_shared_key = !pyr_key_is_unique(rel, info->key, info->nkey, true);
+	info->has_shared_key = can_share_key(info, rel);
 	for (int i = 0; i < desc->natts; i++)
 	{
 		if (info->columns[i].captured && !info->columns[i].is_key)
@@ -374,8 +506,12 @@ fill_info(PyrRelInfo *info, Relation rel, Trigger *trigger)
 	}
 }
 
-static PyrRelInfo *
-build(Relation rel, Trigger *trigger)
+/*
+ * What is to be known of the table if it had that trigger and was logged as that
+ * table; InvalidOid: as the trigger says.  In the current memory context.
+ */
+PyrRelInfo *
+pyr_relinfo_create(Relation rel, Trigger *trigger, Oid logged_as)
 {
 	MemoryContext context;
 	MemoryContext oldcontext;
@@ -391,12 +527,15 @@ build(Relation rel, Trigger *trigger)
 	info->context = context;
 	info->generation = ++last_generation;
 	info->valid = true;
-	fill_info(info, rel, trigger);
+	fill_info(info, rel, trigger, logged_as);
 	MemoryContextSwitchTo(oldcontext);
-
-	/* it is complete: keep it */
-	MemoryContextSetParent(context, CacheMemoryContext);
 	return info;
+}
+
+void
+pyr_relinfo_free(PyrRelInfo *info)
+{
+	MemoryContextDelete(info->context);
 }
 
 /*
@@ -430,7 +569,10 @@ pyr_relinfo_get(Relation rel, Trigger *trigger)
 		MemoryContextSwitchTo(oldcontext);
 		entry->info = NULL;
 	}
-	entry->info = build(rel, trigger);
+	entry->info = pyr_relinfo_create(rel, trigger, InvalidOid);
+
+	/* it is complete: keep it */
+	MemoryContextSetParent(entry->info->context, CacheMemoryContext);
 	return latest = entry->info;
 }
 

@@ -32,6 +32,8 @@ typedef struct PyrRelInfo
 {
 	Oid			trigger;		/* hash key */
 	Oid			relid;
+	Oid			logged_as;		/* the table that changes are logged as those
+								 * of; InvalidOid: it cannot be told */
 	bool		valid;			/* cleared by invalidation */
 	uint32		generation;		/* unlike that of any other, ever */
 	MemoryContext context;
@@ -45,6 +47,10 @@ typedef struct PyrRelInfo
 	Bitmapset  *but_key;		/* captured columns that are not key, from 0 */
 	Bitmapset  *unique;			/* columns that unique values depend on */
 	bool		has_shared_key; /* rows can share a key for a while */
+	bool		is_whole;		/* the key is all there is; rows can be equal */
+	bool		is_partitioned; /* has no rows of its own */
+	bool		via_root;		/* logged as the topmost partitioned table */
+	bool		ignores_truncate;
 	bool		logs_old;		/* what rows were before, too */
 	PyrFilter  *filter;			/* which rows are logged; NULL: all */
 	uint32		filter_number;	/* made of which rows and columns; 0: all */
@@ -53,6 +59,10 @@ typedef struct PyrRelInfo
 } PyrRelInfo;
 
 extern PyrRelInfo *pyr_relinfo_get(Relation rel, Trigger *trigger);
+extern PyrRelInfo *pyr_relinfo_create(Relation rel, Trigger *trigger,
+									  Oid logged_as);
+extern void pyr_relinfo_free(PyrRelInfo *info);
+extern Oid	pyr_relinfo_topmost(Oid trigger);
 extern Bitmapset *pyr_relinfo_old(PyrRelInfo *info, PyrVerb verb,
 								  Bitmapset *set);
 extern void pyr_relinfo_end_transaction(void);

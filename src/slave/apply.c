@@ -496,7 +496,7 @@ merge_change(ApplyState *state, PyrBinding *binding)
 		return true;
 
 	keeps_order = pyr_target_keeps_order(target, window_number) ||
-		state->change->shape->has_shared_key;
+		(state->change->shape->has_shared_key && !target->is_whole);
 	if (!target->merge->is_pending
 		? pyr_target_has_rival(target)
 		: keeps_order && !target->merge->keeps_order)

@@ -522,7 +522,7 @@ pyr_conflict_change(PyrConflicts *conflicts, const PyrRowChange *change,
 
 	if (change->verb == PYR_INSERT)
 		make_insert(conflicts, change, transaction);
-	else if (!target->is_local)
+	else if (!target->is_local || target->is_whole)
 	{
 		if (carry_out(conflicts, change, PYR_FORCE) == 0)
 			record_missing(conflicts, change, transaction);

@@ -193,7 +193,7 @@ pyr_copy_append_sql(StringInfo sql, PyrLayout *layout, char **after,
 		appendStringInfo(sql, "%s%s", comma, quote_identifier(lfirst(cell)));
 		comma = ", ";
 	}
-	appendStringInfo(sql, " FROM ONLY %s", pyr_table_qualified(layout->table));
+	appendStringInfo(sql, " FROM %s", pyr_layout_masters_relation(layout));
 	pyr_layout_append_range(sql, layout, false, after, upto);
 	if (layout->is_sorted)
 	{
@@ -279,6 +279,7 @@ begin_table(PyrTable *table, PyrLayout *layout)
 					NameStr(table->name.schema), NameStr(table->name.table),
 					layout->is_sorted ? "" : " in one piece"),
 			 layout->is_sorted ? 0
+			 : layout->is_whole ? errdetail("It has no key.")
 			 : errdetail("The order of its key may differ between master and slave, so it cannot be copied in chunks."),
 			 errhidestmt(true), errhidecontext(true)));
 }
@@ -911,7 +912,9 @@ ask_for_table(const char *schema, Copy *copy)
 	ask->kind = copy->layout == NULL ? ASK_DESCRIPTION : ASK_ROWS;
 	ask->table = copy->table;
 	supplement->what = ask;
-	supplement->locked = pyr_table_qualified(copy->table);
+	supplement->locked = copy->layout != NULL
+		? pyr_layout_masters_relation(copy->layout)
+		: psprintf("ONLY %s", pyr_table_qualified(copy->table));
 	initStringInfo(&sql);
 	appendStringInfoString(&sql, pyr_layout_sql(schema, copy->table, ask->kind == ASK_ROWS));
 	if (ask->kind == ASK_ROWS)

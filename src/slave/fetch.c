@@ -496,7 +496,7 @@ append_locks(StringInfo sql, PyrSupplement *supplement)
 	for (; supplement != NULL; supplement = supplement->next)
 	{
 		if (supplement->locked != NULL)
-			appendStringInfo(sql, "LOCK TABLE ONLY %s IN ACCESS SHARE MODE;",
+			appendStringInfo(sql, "LOCK TABLE %s IN ACCESS SHARE MODE;",
 							 supplement->locked);
 	}
 	appendStringInfoString(sql, "SET LOCAL lock_timeout = 0;");

@@ -39,7 +39,7 @@ typedef struct PyrSupplement
 	struct PyrSupplement *next;
 
 	MemoryContext context;		/* it lies in, with what came */
-	const char *locked;			/* the table that sql reads, or NULL */
+	const char *locked;			/* the table that sql reads, with ONLY if it is, or NULL */
 	const char *sql;			/* statements that return rows, or COPY some */
 	void	   *what;			/* for those below */
 

@@ -31,7 +31,7 @@
 #include "utils/syscache.h"
 
 /* columns of what the master says of a table */
-#define NDESCRIBED		6
+#define NDESCRIBED		8
 
 /*
  * Asks the master for a description of the table: one row, or none if it has no
@@ -41,7 +41,7 @@
 char *
 pyr_layout_sql(const char *schema, PyrTable *table, bool is_followed)
 {
-	return psprintf("SELECT key, key_types, key_orders, columns, types::text[], row_filter"
+	return psprintf("SELECT key, key_types, key_orders, columns, types::text[], row_filter, is_whole, is_partitioned"
 					" FROM %s.py_log_describe(%s::pg_catalog.text, %s::pg_catalog.text, %s);",
 					schema,
 					quote_literal_cstr(NameStr(table->name.schema)),
@@ -58,6 +58,16 @@ const char *
 pyr_layout_relation(PyrLayout *layout)
 {
 	return psprintf("%s%s", layout->relkind == RELKIND_RELATION ? "ONLY " : "",
+					pyr_table_qualified(layout->table));
+}
+
+/*
+ * The master's table in a statement: its rows are its own, or in its partitions.
+ */
+const char *
+pyr_layout_masters_relation(PyrLayout *layout)
+{
+	return psprintf("%s%s", layout->is_partitioned ? "" : "ONLY ",
 					pyr_table_qualified(layout->table));
 }
 
@@ -287,7 +297,10 @@ fill_layout(PyrLayout *of, char **row)
 								 row[1] ? row[1] : "", row[2] ? row[2] : "");
 	of->row_filter = row[5] != NULL ? pstrdup(row[5]) : NULL;
 
-	of->is_sorted = of->nkey > 0;
+	of->is_whole = row[6] != NULL && strcmp(row[6], "t") == 0;
+	of->is_partitioned = row[7] != NULL && strcmp(row[7], "t") == 0;
+
+	of->is_sorted = of->nkey > 0 && !of->is_whole;
 	of->key_attnums = palloc((of->nkey + 1) * sizeof(AttrNumber));
 	of->key_types_here = palloc((of->nkey + 1) * sizeof(char *));
 	for (int i = 0; i < of->nkey; i++)

@@ -29,6 +29,8 @@ typedef struct PyrLayout
 	char	   *key_described;	/* the key's columns, their types on the master, and
 								 * how they sort there */
 	char	   *row_filter;		/* which rows the master logs, as SQL; NULL: all */
+	bool		is_whole;		/* the key is all there is; rows can be equal */
+	bool		is_partitioned; /* on the master, it has no rows of its own */
 	bool		is_sorted;		/* keys compare here as on the master */
 	bool		is_binary;		/* all columns have a type here that is written
 								 * as on the master */
@@ -40,6 +42,7 @@ extern char *pyr_layout_sql(const char *schema, PyrTable *table,
 extern PyrLayout *pyr_layout_create(PyrTable *table, char **row);
 extern bool pyr_layout_is_same(PyrLayout *layout, char **row);
 extern const char *pyr_layout_relation(PyrLayout *layout);
+extern const char *pyr_layout_masters_relation(PyrLayout *layout);
 extern Oid	pyr_layout_owner(PyrLayout *layout);
 extern void pyr_layout_append_range(StringInfo sql, PyrLayout *of,
 									bool is_here, char **after, char **upto);

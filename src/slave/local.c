@@ -245,8 +245,9 @@ pyr_local_relation(const char *name)
 /*
  * Takes on the rights of that user, the owner of a table, whose code may run
  * from here on: in triggers, domains, index expressions.  It cannot use this to
- * get at our rights, and settings that it changes are reset.  An abort of the
- * transaction takes all that back as well.
+ * get at our rights, and settings that it changes are reset.  The owner sees all rows
+ * of his tables, also where row security is forced on him.  An abort of the transaction
+ * takes all that back as well.
  */
 PyrIdentity
 pyr_local_become(Oid user)
@@ -257,7 +258,8 @@ pyr_local_become(Oid user)
 	before.settings = NewGUCNestLevel();
 	if (user != before.user)
 		SetUserIdAndSecContext(user,
-							   before.security | SECURITY_RESTRICTED_OPERATION);
+							   before.security | SECURITY_RESTRICTED_OPERATION |
+							   SECURITY_NOFORCE_RLS);
 	return before;
 }
 

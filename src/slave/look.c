@@ -162,12 +162,15 @@ made_row(const PyrRowChange *change)
 /*
  * The condition that the row t has the change's key.
  */
-static char *
+static const char *
 same_key(const PyrRowChange *change)
 {
 	PyrMergeTable *table = change->target->merge;
 	int			numbers[INDEX_MAX_KEYS];
 
+	/* without a key, no row has the change's */
+	if (change->target->is_whole)
+		return "false";
 	if (change->verb != PYR_INSERT)
 		return pyr_statement_key(change->target, NULL);
 	for (int i = 0; i < table->nkey; i++)

@@ -239,7 +239,7 @@ look_at_columns(Mend *mend)
 	}
 
 	/* rows of what has no place of its own can only be found by a key */
-	mend->by_key = nkey == layout->nkey && nkey > 0 &&
+	mend->by_key = nkey == layout->nkey && nkey > 0 && !layout->is_whole &&
 		((layout->relkind != RELKIND_RELATION &&
 		  layout->relkind != RELKIND_PARTITIONED_TABLE) ||
 		 pyr_key_is_unique(mend->rel, layout->key_attnums, nkey, false));

@@ -29,6 +29,12 @@
  * one by one.  A table of which it is known before (keeps_order) is not
  * merged: its rows are its changes.
  *
+ * A table without a key is a bag: rows are told by all that is logged of them, and
+ * several can be equal.  Changes are then about one of the equal rows, and as these
+ * cannot be told apart, one that is in our hands already is as good as another: the same
+ * table holds, but for REPLACE, as a row that is inserted again is just one more.
+ * What comes out is how many of each are to go, to become something else, and to come.
+ *
  * As long as all changes of a table are inserts, or all are deletes, no two of
  * them can be about one row, and no hash table is needed.
  *
@@ -272,6 +278,9 @@ hash_key(const PyrValue *key, int nkey)
 	return hash;
 }
 
+/*
+ * In a bag, the one that was entered last.
+ */
 static PyrMergeRow *
 find_row(PyrMergeTable *table, const PyrValue *key, uint32 hash)
 {
@@ -282,7 +291,8 @@ find_row(PyrMergeTable *table, const PyrValue *key, uint32 hash)
 }
 
 /*
- * Makes the row the one that is found by its key; false: there is one.
+ * Makes the row the one that is found by its key; false: there is one, and there
+ * must not be two.
  */
 static bool
 enter_row(PyrMergeTable *table, PyrMergeRow *row)
@@ -291,8 +301,9 @@ enter_row(PyrMergeTable *table, PyrMergeRow *row)
 	bool		found;
 	RowEntry   *entry = merge_insert(table->hash, key, &found);
 
+	row->equal = found && table->is_whole ? entry->row : NULL;
 	entry->row = row;
-	return !found;
+	return !found || table->is_whole;
 }
 
 static void
@@ -300,6 +311,15 @@ remove_row(PyrMergeTable *table, PyrMergeRow *row)
 {
 	RowKey		key = {row->hash, row->key};
 
+	if (row->equal != NULL)
+	{
+		RowEntry   *entry = merge_lookup(table->hash, key);
+
+		Assert(entry != NULL && entry->row == row);
+		entry->row = row->equal;
+		row->equal = NULL;
+		return;
+	}
 	(void) merge_delete(table->hash, key);
 }
 
@@ -317,6 +337,8 @@ begin_hash(PyrMerge *merge, PyrMergeTable *table)
 		PyrMergeRow *row = table->rows[i];
 
 		row->hash = hash_key(row->key, table->nkey);
+		if (table->is_whole && row->effect == PYR_EFFECT_DELETE)
+			continue;
 		if (!enter_row(table, row))
 			return false;
 	}
@@ -395,6 +417,7 @@ make_row(PyrMerge *merge, PyrMergeShape *shape, const PyrValue *values,
 	row->form = shape->form;
 	row->old_form = shape->old_form;
 	row->order = merge->order;
+	row->equal = NULL;
 	copy = (char *) (row->old + nold);
 	if (len > 0)
 		memcpy(copy, bytes, len);
@@ -627,6 +650,49 @@ add_delete(PyrMerge *merge, PyrMergeShape *shape, const PyrValue *values,
 	}
 }
 
+/*
+ * A change of a table without a key.  Rows that are gone, or that we have never had in
+ * our hands, are not looked up.
+ */
+static bool
+add_to_bag(PyrMerge *merge, PyrMergeShape *shape, const PyrValue *values,
+		   int nvalues, PyrMergeRow *row, uint32 hash)
+{
+	PyrMergeTable *table = shape->table;
+	bool		is_new = row == NULL || shape->verb == PYR_INSERT;
+
+	if (is_new)
+	{
+		row = make_row(merge, shape, values, nvalues);
+		row->hash = hash;
+		append_row(merge, table, row);
+	}
+	else
+		remove_row(table, row);
+	if (shape->verb == PYR_DELETE)
+	{
+		row->effect = row->effect == PYR_EFFECT_INSERT
+			? PYR_EFFECT_NONE : PYR_EFFECT_DELETE;
+		row->form = NULL;
+		row->order = merge->order;
+		return true;
+	}
+	if (shape->verb == PYR_UPDATE)
+	{
+		if (!is_new)
+		{
+			widen_row(merge, table, row, shape->form);
+			for (int i = 0; i < shape->form->ncolumns; i++)
+				store_value(merge, &row->values[row->form->slots[shape->form->columns[i]]],
+							&values[shape->from[i]]);
+			row->order = merge->order;
+		}
+		if (shape->new_key != NULL)
+			set_key(merge, table, row, shape, values);
+	}
+	return enter_row(table, row);
+}
+
 static void
 begin_table(PyrMerge *merge, PyrMergeTable *table, bool keeps_order)
 {
@@ -675,6 +741,8 @@ pyr_merge_add(PyrMerge *merge, PyrMergeShape *shape, const PyrValue *values,
 
 	hash = hash_key(values, table->nkey);
 	row = find_row(table, values, hash);
+	if (table->is_whole)
+		return add_to_bag(merge, shape, values, nvalues, row, hash);
 	switch (shape->verb)
 	{
 		case PYR_INSERT:
@@ -797,6 +865,10 @@ typedef enum Step
 static int
 step_of(PyrMergeTable *table, PyrMergeRow *row)
 {
+	if (table->is_whole)
+		return row->effect == PYR_EFFECT_NONE ? STEP_NONE :
+			row->effect == PYR_EFFECT_INSERT ? STEP_INSERT :
+			row->effect == PYR_EFFECT_UPDATE ? STEP_UPDATE : STEP_DELETE;
 	switch (row->effect)
 	{
 		case PYR_EFFECT_NONE:

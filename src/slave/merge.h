@@ -57,6 +57,8 @@ typedef struct PyrMergeRow
 	PyrValue   *old;			/* what the row should be on the slave */
 	PyrValue   *key;			/* as it is now */
 	PyrValue   *origin;			/* as it is on the slave; NULL: not there */
+	struct PyrMergeRow *equal;	/* without a key: another row that is now like
+								 * this one */
 } PyrMergeRow;
 
 struct merge_hash;
@@ -71,6 +73,7 @@ typedef struct PyrMergeTable
 	Bitmapset  *whole;			/* columns that make up a row */
 	Bitmapset  *linked;			/* columns whose values must be unique */
 	List	   *forms;
+	bool		is_whole;		/* the key is all there is; rows can be equal */
 	void	   *user;			/* for the user */
 
 	/* of the piece being merged */

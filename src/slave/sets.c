@@ -79,7 +79,9 @@ run_group(PyrSets *sets, PyrMergeGroup *group, bool keeps_order,
 	statement = pyr_statement_get(sets->target, group->verb, group->form,
 								  group->old_form,
 								  group->is_absent ? PYR_FORCE : PYR_EXPECT);
-	if (group->nrows < SET_ROWS_MIN)
+	/* without a key, each change by itself would look through the table */
+	if (group->nrows < (sets->target->is_whole && group->verb != PYR_INSERT
+						? 2 : SET_ROWS_MIN))
 		return run_few(sets, group, statement, context);
 	return pyr_statement_rows(statement, group->rows, group->nrows,
 							  group->is_absent ? 0 : 1,

@@ -9,6 +9,12 @@
  * of the table, so that what is attached to the table (triggers, index
  * expressions ...) gets no more rights than its owner has.
  *
+ * Rows of a table without a key are found by the image of all of their columns, and
+ * one of those that are equal by its place (ctid).  For many changes, the table is
+ * read once and joined with them, of equal rows the first with the first and so on;
+ * images are compared as text then, which can be hashed.  Such statements are planned
+ * each time, by what the table has come to be.
+ *
  * Where rows that others have written are to be noticed, updates and deletes are
  * guarded: a row that is not what it should be is not touched, and so shows in
  * the number of rows.  What it should be is told by the change, by the column
@@ -39,6 +45,7 @@
 #include "slave/local.h"
 #include "slave/statement.h"
 #include "utils/builtins.h"
+#include "utils/guc.h"
 #include "utils/lsyscache.h"
 #include "utils/memutils.h"
 #include "utils/queryenvironment.h"
@@ -381,6 +388,62 @@ same_condition(PyrTarget *target, PyrForm *old_form, int number, bool for_many)
 }
 
 /*
+ * The columns of a table without a key by which its rows are found, with a prefix, or
+ * as parameters.  What is computed here follows from the others.
+ */
+static char *
+image_of(PyrStatement *statement, const char *prefix, bool for_many)
+{
+	PyrTarget  *target = statement->target;
+	StringInfoData image;
+
+	initStringInfo(&image);
+	for (int i = 0; i < target->merge->nkey; i++)
+	{
+		PyrTargetColumn *column = &target->columns[target->merge->key[i]];
+
+		if (column->is_generated)
+			continue;
+		appendStringInfo(&image, "%s%s", image.len > 0 ? ", " : "",
+						 prefix != NULL
+						 ? psprintf("%s%s", prefix, quote_identifier(column->name))
+						 : cast_to_column(parameter(i, for_many), column));
+	}
+	return psprintf("ROW(%s)", image.data);
+}
+
+/*
+ * "t is one of the rows that are like that".
+ */
+static char *
+one_like_that(PyrStatement *statement, const char *table)
+{
+	return psprintf("(t.ctid, t.tableoid) = (SELECT e.ctid, e.tableoid FROM %s AS e"
+					" WHERE CAST(%s AS pg_catalog.record) OPERATOR(pg_catalog.*=) %s LIMIT 1)",
+					table, image_of(statement, "e.", false),
+					image_of(statement, NULL, false));
+}
+
+/*
+ * The same for many: a relation of the changes with the places of the rows that
+ * they are about, each row once.
+ */
+static char *
+many_like_that(PyrStatement *statement, const char *table)
+{
+	const char *number = "pg_catalog.row_number() OVER (PARTITION BY w) AS n";
+
+	return psprintf("(WITH r AS MATERIALIZED (SELECT *, %s FROM"
+					"  (SELECT r.*, CAST(%s AS pg_catalog.text) COLLATE pg_catalog.\"C\" AS w FROM " ROWS " AS r) AS r),"
+					" e AS MATERIALIZED (SELECT *, %s FROM"
+					"  (SELECT e.ctid AS place, e.tableoid AS part, CAST(%s AS pg_catalog.text) COLLATE pg_catalog.\"C\" AS w FROM %s AS e) AS e"
+					"  WHERE w OPERATOR(pg_catalog.=) ANY (SELECT w FROM r))"
+					" SELECT r.*, e.place, e.part FROM r JOIN e ON e.w OPERATOR(pg_catalog.=) r.w AND e.n OPERATOR(pg_catalog.=) r.n) AS r",
+					number, image_of(statement, NULL, true),
+					number, image_of(statement, "e.", false), table);
+}
+
+/*
  * The condition for a row whose key is deferrable.  In the middle of a
  * transaction that gives keys anew, two rows can have the one that we look
  * for: the row that had it all the time, and another one that was just given
@@ -409,7 +472,7 @@ guard(PyrStatement *statement, bool for_many)
 	char	   *column;
 	const char *value;
 
-	if (statement->manner == PYR_FORCE || !target->is_local)
+	if (statement->manner == PYR_FORCE || !target->is_local || target->is_whole)
 		return "";
 	if (statement->old_form != NULL)
 		return psprintf(" AND %s", same_condition(target, statement->old_form,
@@ -455,7 +518,9 @@ statement_text(PyrStatement *statement, bool for_many)
 		const char *value = parameter(i, for_many);
 		const char *comma = i > statement->nkey ? ", " : "";
 
-		if (i < statement->nkey)
+		if (i < statement->nkey && target->is_whole)
+			continue;
+		else if (i < statement->nkey)
 			append_key_condition(&where, target, column, value);
 		else if (statement->verb == PYR_INSERT)
 		{
@@ -467,7 +532,14 @@ statement_text(PyrStatement *statement, bool for_many)
 							 quote_identifier(column->name), value);
 	}
 	condition = where.data;
-	if (target->is_key_deferrable)
+	if (target->is_whole && statement->verb != PYR_INSERT && for_many)
+	{
+		rows = many_like_that(statement, table);
+		condition = "t.ctid OPERATOR(pg_catalog.=) r.place AND t.tableoid OPERATOR(pg_catalog.=) r.part";
+	}
+	else if (target->is_whole && statement->verb != PYR_INSERT)
+		condition = one_like_that(statement, table);
+	else if (target->is_key_deferrable)
 		condition = oldest_version_condition(table, where.data);
 	if (statement->verb != PYR_INSERT)
 		condition = psprintf("%s%s", condition, guard(statement, for_many));
@@ -631,7 +703,8 @@ pyr_statement_get(PyrTarget *target, PyrVerb verb, PyrForm *form,
 {
 	void	  **place;
 
-	if (verb == PYR_INSERT || manner == PYR_FORCE || !target->is_local)
+	if (verb == PYR_INSERT || manner == PYR_FORCE || !target->is_local ||
+		target->is_whole)
 		old_form = NULL;
 	if (verb == PYR_INSERT)
 		place = &form->statements[manner == PYR_TRY ? PLACE_TRY_INSERT : PLACE_INSERT];
@@ -791,6 +864,26 @@ fill_batch(PyrStatement *statement, Tuplestorestate *store,
 }
 
 /*
+ * Whether the statement over many rows reads all of the table.
+ */
+static bool
+looks_through(PyrStatement *statement)
+{
+	return statement->target->is_whole && statement->verb != PYR_INSERT;
+}
+
+/*
+ * As the worker prefers indexes at all costs, the planner would not see what the right
+ * join costs.
+ */
+static void
+read_tables(void)
+{
+	(void) set_config_option("enable_seqscan", "on", PGC_USERSET, PGC_S_SESSION,
+							 GUC_ACTION_SAVE, true, 0, false);
+}
+
+/*
  * Runs the statement over all of the rows, which have its form.  Each of them
  * should touch so many rows of the table; false: that is not so, and it stopped
  * when that showed.  "between" is called after each batch.
@@ -809,14 +902,19 @@ pyr_statement_rows(PyrStatement *statement, PyrMergeRow **rows, int nrows,
 	Tuplestorestate *store = tuplestore_begin_heap(false, false,
 												   4 * BATCH_BYTES / 1024);
 	PyrIdentity before;
+	char	   *text = NULL;
 	bool		is_right = true;
 	int			done = 0;
 
 	statement->rows.reldata = store;
 	register_rows(statement);
-	if (statement->many == NULL)
+	if (looks_through(statement))
+		text = statement_text(statement, true);
+	else if (statement->many == NULL)
 		statement->many = prepare(statement, true);
 	before = pyr_local_become(statement->target->owner);
+	if (text != NULL)
+		read_tables();
 	while (done < nrows && is_right)
 	{
 		int			n;
@@ -825,7 +923,13 @@ pyr_statement_rows(PyrStatement *statement, PyrMergeRow **rows, int nrows,
 		MemoryContextSwitchTo(values_context);
 		n = fill_batch(statement, store, rows + done, nrows - done, encoding);
 		MemoryContextReset(values_context);
-		execute_plan(statement, statement->many, NULL, NULL);
+		if (text == NULL)
+			execute_plan(statement, statement->many, NULL, NULL);
+		else
+		{
+			statement->rows.md.enrtuples = n;
+			(void) pyr_statement_by_key(statement->target->relid, text, 0, NULL, NULL, NULL);
+		}
 		is_right = SPI_processed == (uint64) n * touches;
 		done += n;
 		tuplestore_clear(store);

@@ -9,6 +9,10 @@
  * server casts it, where it has an assignment cast.  A value that travelled
  * as text goes through the input function of the column here.
  *
+ * A table without a key on the master is found by all columns that are logged of it,
+ * and of equal rows one is taken by its place; so it must be a table that has its
+ * rows here.
+ *
  * Usually a table has one target.  It has another one when the master's key
  * or a column's type there was changed, or what is logged of old rows, for the
  * changes made since.  A target
@@ -519,8 +523,8 @@ static void
 fill_target(PyrTarget *target, PyrShape *shape)
 {
 	Relation	rel = relation_open(target->relid, AccessShareLock);
-	int			key[INDEX_MAX_KEYS];
-	AttrNumber	attnums[INDEX_MAX_KEYS];
+	int		   *key = palloc((shape->nkey + 1) * sizeof(int));
+	AttrNumber *attnums = palloc((shape->nkey + 1) * sizeof(AttrNumber));
 	Bitmapset  *linked;
 
 	target->owner = rel->rd_rel->relowner;
@@ -531,7 +535,15 @@ fill_target(PyrTarget *target, PyrShape *shape)
 	target->fires_as_origin = fires_as_origin(rel);
 	linked = look_at_members(target);
 
-	if (shape->nkey > INDEX_MAX_KEYS)
+	target->is_whole = shape->is_whole;
+	if (shape->is_whole && !target->is_local && shape->nkey > 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_WRONG_OBJECT_TYPE),
+				 errmsg("\"%s.%s\" has no key on the master, and is not an ordinary table on the slave",
+						shape->schema, shape->table),
+				 errdetail("Of rows that are equal one is found by its place, which only ordinary tables and partitions have."),
+				 errhint("Give the master's table a primary key, or name unique columns: py_log_create_tg(..., key => '{...}').")));
+	if (shape->nkey > INDEX_MAX_KEYS && !shape->is_whole)
 		ereport(ERROR,
 				(errcode(ERRCODE_TOO_MANY_COLUMNS),
 				 errmsg("table \"%s.%s\" has a key of more than %d columns on the master",
@@ -545,12 +557,14 @@ fill_target(PyrTarget *target, PyrShape *shape)
 		target->relkind == RELKIND_RELATION &&
 		!pyr_key_is_unique(rel, attnums, shape->nkey, true) &&
 		pyr_key_is_unique(rel, attnums, shape->nkey, false);
-	if (!is_key_followed(target, rel, attnums, shape->nkey))
+	if (!shape->is_whole &&
+		!is_key_followed(target, rel, attnums, shape->nkey))
 		target->route = Max(target->route, PYR_ROUTE_ORDERED);
 	fill_policy(target);
 	target->merge = pyr_merge_table_create(target->context, target->ncolumns,
 										   shape->nkey, key,
 										   whole_row(target), linked);
+	target->merge->is_whole = shape->is_whole;
 	target->merge->user = target;
 	relation_close(rel, NoLock);
 }
@@ -594,7 +608,8 @@ static bool
 suits(PyrTarget *target, PyrShape *shape)
 {
 	if (!target->valid || target->merge == NULL ||
-		target->merge->nkey != shape->nkey)
+		target->merge->nkey != shape->nkey ||
+		target->is_whole != shape->is_whole)
 		return false;
 	if (tells_of_row(shape) && target->is_old_known &&
 		target->tells_old != (shape->nold > 0))

@@ -57,6 +57,7 @@ typedef struct PyrTarget
 	PyrRoute	route;
 	bool		is_forwarded;	/* its changes are logged here again */
 	bool		fires_as_origin;	/* a view, whose triggers do the work */
+	bool		is_whole;		/* no key: rows are told by all of their columns */
 	bool		is_key_deferrable;	/* unique at the end of a transaction only */
 	bool		is_local;		/* rows are here, with their authors */
 	bool		can_arbitrate;	/* INSERT takes ON CONFLICT */

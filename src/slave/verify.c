@@ -300,8 +300,8 @@ append_digest_of_master(StringInfo sql)
 		appendStringInfo(sql, "%s%s", comma, quote_identifier(lfirst(cell)));
 		comma = ", ";
 	}
-	appendStringInfo(sql, " FROM ONLY %s",
-					 pyr_table_qualified(run->layout->table));
+	appendStringInfo(sql, " FROM %s",
+					 pyr_layout_masters_relation(run->layout));
 	pyr_layout_append_range(sql, run->layout, false, run->after, NULL);
 	if (run->layout->is_sorted)
 	{
@@ -336,7 +336,7 @@ static void
 append_keys(StringInfo sql, bool is_here)
 {
 	const char *relation = is_here ? pyr_layout_relation(run->layout)
-		: psprintf("ONLY %s", pyr_table_qualified(run->layout->table));
+		: pyr_layout_masters_relation(run->layout);
 
 	appendStringInfoString(sql, "SELECT ");
 	append_key_array(sql);
@@ -502,6 +502,10 @@ compare_keys(List *rows)
 	ListCell   *cell;
 	uint64		found;
 
+	/* without a key, of equal rows the first is compared with the first and so on */
+	const char *number = run->layout->is_whole
+		? ", row_number() OVER (PARTITION BY k COLLATE \"C\", h) AS n" : "";
+
 	foreach(cell, rows)
 	{
 		char	  **row = lfirst(cell);
@@ -517,9 +521,11 @@ compare_keys(List *rows)
 	initStringInfo(&sql);
 	appendStringInfo(&sql, "SELECT coalesce(m.k, s.k),"
 					 " CASE WHEN s.k IS NULL THEN 'missing' WHEN m.k IS NULL THEN 'extra' ELSE 'differs' END"
-					 " FROM unnest($1, $2) AS m (k, h) FULL JOIN (");
+					 " FROM (SELECT k, h%s FROM unnest($1, $2) AS m (k, h)) m FULL JOIN (SELECT k, h%s FROM (",
+					 number, number);
 	append_keys(&sql, true);
-	appendStringInfoString(&sql, ") s ON m.k = s.k WHERE m.h::bigint IS DISTINCT FROM s.h");
+	appendStringInfo(&sql, ") s) s ON m.k = s.k%s WHERE m.h::bigint IS DISTINCT FROM s.h",
+					 run->layout->is_whole ? " AND m.h::bigint = s.h AND m.n = s.n" : "");
 	query_here(sql.data, 2, types, values);
 
 	found = SPI_processed;
@@ -692,7 +698,9 @@ pyr_verify_ask(const char *schema, int encoding)
 	supplement->apply = apply;
 	supplement->refused = refused;
 	initStringInfo(&sql);
-	supplement->locked = pyr_table_qualified(linitial(run->tables));
+	supplement->locked = run->layout != NULL
+		? pyr_layout_masters_relation(run->layout)
+		: psprintf("ONLY %s", pyr_table_qualified(linitial(run->tables)));
 	appendStringInfoString(&sql, pyr_layout_sql(schema, linitial(run->tables),
 												run->phase != PHASE_DESCRIBE));
 	switch (run->phase)
