@@ -1116,8 +1116,10 @@ COMMENT ON FUNCTION py_log_rotate() IS
 'empties the inner log tables that every slave has passed; slaves call it now and then';
 
 -- Called by a slave: everything that "position" sees is safe there.
+-- How many slaves are connected is returned: each takes its part of the load that
+-- the looks of all of them are.
 CREATE FUNCTION py_log_confirm(slave text, "position" pg_snapshot)
-RETURNS void
+RETURNS integer
 LANGUAGE plpgsql SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 AS $$
@@ -1131,6 +1133,10 @@ BEGIN
 			USING ERRCODE = 'undefined_object',
 			DETAIL = 'It was dropped with py_log_drop_slave.';
 	END IF;
+	RETURN (SELECT count(*) FROM pg_locks k
+			 WHERE k.locktype = 'advisory' AND k.granted AND k.objsubid = 2
+			   AND k.database = (SELECT d.oid FROM pg_database d WHERE d.datname = current_database())
+			   AND k.classid = 1887007347::oid);
 END
 $$;
 

@@ -364,11 +364,13 @@ pyr_origin_confirm(PyrOrigin *origin, const char *replica,
 				   PyrPosition *position)
 {
 	const char *params[2] = {replica, position->stored};
+	char	   *answer = NULL;
 
 	if (!query(origin,
-			   psprintf("SELECT %s.py_log_confirm($1::pg_catalog.text, $2::pg_catalog.pg_snapshot)", origin->schema),
-			   2, params, NULL, NULL))
+			   psprintf("SELECT %s.py_log_confirm($1::pg_catalog.text, $2::pg_catalog.pg_snapshot)::pg_catalog.text", origin->schema),
+			   2, params, keep_strings, &answer))
 		return false;
+	origin->slaves = answer != NULL ? pg_strtoint32(answer) : 1;
 	pyr_position_confirmed(position);
 	return true;
 }

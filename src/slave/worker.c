@@ -77,9 +77,10 @@
 
 /*
  * Under load the worker lets some transactions gather, because a look costs
- * both sides about as much as several transactions do.
+ * both sides about as much as several transactions do.  Where the master has
+ * several slaves, each of them counts.
  */
-#define GATHER_RATE			1000	/* transactions per second */
+#define GATHER_RATE			1000	/* transactions per second, times slaves */
 #define GATHER_MS			5		/* at that rate, in proportion above */
 #define GATHER_MS_MAX		20
 
@@ -684,6 +685,8 @@ rest(void)
 static bool
 pace(bool is_behind)
 {
+	double		looks;
+
 	if (is_confirm_time() && !pyr_window_fetch_is_under_way() && !confirm())
 		return false;
 	if (is_behind)
@@ -692,8 +695,9 @@ pace(bool is_behind)
 	/* it goes on: nobody needs to notify us for a while */
 	if (found_looks >= 2 && !pyr_origin_awake(origin))
 		return false;
-	if (rate > GATHER_RATE)
-		return (wait_for_origin(Min((long) (rate / GATHER_RATE * GATHER_MS),
+	looks = rate * Max(origin->slaves, 1);
+	if (looks > GATHER_RATE)
+		return (wait_for_origin(Min((long) (looks / GATHER_RATE * GATHER_MS),
 									GATHER_MS_MAX)) & PYR_REMOTE_AWAY) == 0;
 	return true;
 }
