@@ -91,7 +91,7 @@ render_columns(StringInfo out, PyrChange *change, int from, int to,
 void
 pyr_render_key(StringInfo out, PyrChange *change, int encoding)
 {
-	int			nestlevel = pyr_text_pin(PYR_TEXT_MONEY);
+	int			nestlevel = pyr_text_pin(PYR_TEXT_MONEY | PYR_TEXT_SQL);
 
 	render_columns(out, change, 0, change->shape->nkey, " AND ", encoding);
 	pyr_text_unpin(nestlevel);
@@ -146,8 +146,8 @@ void
 pyr_render_change(StringInfo out, PyrChange *change, int encoding)
 {
 	PyrShape   *shape = change->shape;
+	int			nestlevel = pyr_text_pin(PYR_TEXT_MONEY | PYR_TEXT_SQL);
 	char	   *table = quote_qualified_identifier(shape->schema, shape->table);
-	int			nestlevel = pyr_text_pin(PYR_TEXT_MONEY);
 
 	switch (shape->verb)
 	{

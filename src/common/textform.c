@@ -21,6 +21,7 @@
 #include "common/compat.h"
 #include "common/textform.h"
 #include "miscadmin.h"
+#include "parser/parser.h"
 #include "utils/builtins.h"
 #include "utils/bytea.h"
 #include "utils/float.h"
@@ -122,16 +123,17 @@ pyr_text_pin(int depends)
 	{
 		/* what is built in has no schema, whatever temporary tables there are */
 		pin("search_path", "pg_catalog, pg_temp");
-		if (quote_all_identifiers)
-			pin("quote_all_identifiers", "off");
 	}
+	if ((depends & (PYR_TEXT_NAMES | PYR_TEXT_SQL)) && quote_all_identifiers)
+		pin("quote_all_identifiers", "off");
 	if ((depends & PYR_TEXT_MONEY) && strcmp(locale_monetary, "C") != 0)
 		pin("lc_monetary", "C");
-	if (depends & PYR_TEXT_SQL)
+	if ((depends & PYR_TEXT_SQL) && !standard_conforming_strings)
 		pin("standard_conforming_strings", "on");
 	if (strcmp(pg_get_timezone_name(session_timezone), "UTC") != 0)
 		pin("timezone", "UTC");
-	if (DateStyle != USE_ISO_DATES || (depends & PYR_TEXT_SQL))
+	if (DateStyle != USE_ISO_DATES ||
+		((depends & PYR_TEXT_SQL) && DateOrder != DATEORDER_YMD))
 		pin("datestyle", "ISO, YMD");
 	if (IntervalStyle != INTSTYLE_POSTGRES)
 		pin("intervalstyle", "postgres");
