@@ -20,6 +20,8 @@ OBJS = \
 	src/common/decode.o \
 	src/common/arrays.o \
 	src/common/values.o \
+	src/common/textform.o \
+	src/common/encoding.o \
 	src/common/wal.o \
 	src/common/keys.o \
 	src/common/node.o \

@@ -137,7 +137,7 @@ SET search_path = pg_catalog, pg_temp
 AS $$
 	SELECT array_agg(convert_from(decode(u.a, 'hex'), getdatabaseencoding()) ORDER BY u.n)
 	  FROM pg_trigger t,
-		   unnest(string_to_array(regexp_replace(encode(t.tgargs, 'hex'), '(..)', '\1 ', 'g'), '00 ')) WITH ORDINALITY AS u(a, n)
+		   unnest(string_to_array(regexp_replace(encode(t.tgargs, 'hex'), '(..)', E'\\1 ', 'g'), '00 ')) WITH ORDINALITY AS u(a, n)
 	 WHERE t.oid = trigger AND u.n <= t.tgnargs
 $$;
 
@@ -483,7 +483,7 @@ CREATE VIEW py_log_tables AS
 SELECT n.nspname AS schemaname, c.relname AS tablename,
 	   t.oid AS trigger,
 	   greatest(c.reltuples, 0)::bigint AS expected,
-	   CASE WHEN position('\x0000'::bytea IN t.tgargs) > 0
+	   CASE WHEN position(E'\\x0000'::bytea IN t.tgargs) > 0
 			THEN (@extschema@.py_log_options(t.oid)).filter ELSE 0 END AS filter
   FROM pg_catalog.pg_trigger t
   JOIN pg_catalog.pg_class c ON c.oid = t.tgrelid
@@ -591,6 +591,48 @@ BEGIN
 		RAISE EXCEPTION 'table "%.%" has no log trigger any more', schemaname, tablename
 			USING ERRCODE = 'undefined_object';
 	END IF;
+END
+$$;
+
+-- Which value cannot be sent to a slave that has that encoding: what the server
+-- says of it names neither row nor column.  The query returns the key and the
+-- columns' values, both as arrays of texts.  What is returned can be sent; all
+-- NULL: there is no such value.
+CREATE FUNCTION py_log_untranslatable(query text, columns text[], encoding text,
+	OUT columnname text, OUT key text, OUT problem text)
+RETURNS record
+LANGUAGE plpgsql STABLE STRICT
+SET search_path = pg_catalog, pg_temp
+AS $$
+#variable_conflict use_variable
+DECLARE
+	row_key	text[];
+	row_values text[];
+BEGIN
+	FOR row_key, row_values IN EXECUTE query LOOP
+		BEGIN
+			PERFORM convert_to(array_to_string(row_values, ''), encoding::name);
+			CONTINUE;
+		EXCEPTION WHEN untranslatable_character OR character_not_in_repertoire THEN
+			NULL;
+		END;
+		FOR i IN 1 .. cardinality(row_values) LOOP
+			BEGIN
+				PERFORM convert_to(row_values[i], encoding::name);
+			EXCEPTION WHEN untranslatable_character OR character_not_in_repertoire THEN
+				columnname := columns[i];
+				key := row_key::text;
+				problem := SQLERRM;
+			END;
+			EXIT WHEN columnname IS NOT NULL;
+		END LOOP;
+		EXIT;
+	END LOOP;
+	BEGIN
+		PERFORM convert_to(key, encoding::name);
+	EXCEPTION WHEN untranslatable_character OR character_not_in_repertoire THEN
+		key := regexp_replace(key, '[^ -~]', '?', 'g');
+	END;
 END
 $$;
 
@@ -1222,7 +1264,7 @@ BEGIN
 	EXECUTE format('GRANT SELECT ON @extschema@.py_log_tables TO %I', role);
 	EXECUTE format('GRANT EXECUTE ON FUNCTION @extschema@.py_log_sequences() TO %I', role);
 	EXECUTE format('GRANT EXECUTE ON FUNCTION @extschema@.py_log_arguments(oid), @extschema@.py_log_options(oid), @extschema@.py_log_primary_key(regclass), @extschema@.py_log_filter(regclass, text) TO %I', role);
-	EXECUTE format('GRANT EXECUTE ON FUNCTION @extschema@.py_log_key(oid), @extschema@.py_log_order(oid, oid), @extschema@.py_log_describe(text, text, boolean) TO %I', role);
+	EXECUTE format('GRANT EXECUTE ON FUNCTION @extschema@.py_log_key(oid), @extschema@.py_log_order(oid, oid), @extschema@.py_log_describe(text, text, boolean), @extschema@.py_log_untranslatable(text, text[], text) TO %I', role);
 END
 $$;
 COMMENT ON FUNCTION py_log_grant(name) IS
@@ -1797,6 +1839,7 @@ REVOKE ALL ON FUNCTION
 	py_log_size(), py_log_bytes(text, bigint), py_log_slave_pid(text),
 	py_log_confirm(text, pg_snapshot), py_log_grant(name),
 	py_log_key(oid), py_log_order(oid, oid), py_log_describe(text, text, boolean),
+	py_log_untranslatable(text, text[], text),
 	py_log_covers(pg_snapshot, pg_snapshot), py_log_table_schema(text),
 	py_log_wait(text, interval), py_log_sequences(), py_log_sequence_value(oid), py_log_interleave_sequences(integer, integer, integer),
 	pyreplica_sync_run(text), pyreplica_sync_sequences(text),

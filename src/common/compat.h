@@ -254,4 +254,15 @@ typedef CopyState CopyFromState;
 #define pyr_att_is_virtual(att) (false)
 #endif
 
+/* 14 brought multiranges */
+#if PG_VERSION_NUM >= 140000
+#include "utils/lsyscache.h"
+#define pyr_multirange_range(type) get_multirange_range(type)
+#else
+#define pyr_multirange_range(type) InvalidOid
+#endif
+
+/* 14 can stop a conversion at what cannot be converted, and say where */
+#define PYR_CAN_CONVERT_PARTLY (PG_VERSION_NUM >= 140000)
+
 #endif							/* PYR_COMPAT_H */

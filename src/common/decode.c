@@ -17,6 +17,7 @@
 
 #include "access/htup_details.h"
 #include "common/decode.h"
+#include "common/encoding.h"
 #include "common/hashfn.h"
 #include "common/node.h"
 #include "mb/pg_wchar.h"
@@ -246,24 +247,27 @@ read_bytes(Cursor *cursor, uint64 len, const char **bytes)
 
 /*
  * A name, in our encoding and the decoder's memory; within a complete shape.
+ * One that does not exist here is no error yet: who reads the change may not want
+ * it.
  */
 static char *
-read_name(PyrDecoder *decoder, Cursor *cursor)
+read_name(PyrDecoder *decoder, Cursor *cursor, const char **strange)
 {
 	uint64		len;
 	const char *bytes;
 	char	   *converted;
 	char	   *name;
+	bool		is_exact;
 
 	if (!read_varint(cursor, &len) || !read_bytes(cursor, len, &bytes))
 		corrupt("a name is cut off");
 
-	name = MemoryContextAlloc(decoder->context, len + 1);
-	memcpy(name, bytes, len);
-	name[len] = '\0';
-	converted = pg_any_to_server(name, len, decoder->encoding);
-	return converted == name ? name :
-		MemoryContextStrdup(decoder->context, converted);
+	converted = pyr_encoding_show(bytes, len, decoder->encoding, &is_exact);
+	name = MemoryContextStrdup(decoder->context, converted);
+	pfree(converted);
+	if (!is_exact)
+		*strange = name;
+	return name;
 }
 
 /*
@@ -272,12 +276,13 @@ read_name(PyrDecoder *decoder, Cursor *cursor)
 static const char *
 read_origin(PyrDecoder *decoder, Cursor *cursor)
 {
-	char	   *origin = read_name(decoder, cursor);
+	const char *strange = NULL;
+	char	   *origin = read_name(decoder, cursor, &strange);
 	MemoryContext oldcontext;
 	ListCell   *cell;
 
 	/* it may go into the log here, which counts on that */
-	if (origin[0] == '\0' || strlen(origin) >= PYR_NODE_BYTES)
+	if (origin[0] == '\0' || strlen(origin) >= PYR_NODE_BYTES || strange != NULL)
 		corrupt("impossible name of a node");
 	foreach(cell, decoder->origins)
 	{
@@ -320,8 +325,8 @@ parse_shape(PyrDecoder *decoder, const char *bytes, int len)
 	shape->has_shared_key = (fixed[1] & PYR_SHAPE_SHARED_KEY) != 0;
 	if ((fixed[1] & PYR_SHAPE_ORIGIN) != 0)
 		shape->origin = read_origin(decoder, &cursor);
-	shape->schema = read_name(decoder, &cursor);
-	shape->table = read_name(decoder, &cursor);
+	shape->schema = read_name(decoder, &cursor, &shape->strange);
+	shape->table = read_name(decoder, &cursor, &shape->strange);
 	if (!read_varint(&cursor, &nkey) || !read_varint(&cursor, &nset) ||
 		((fixed[1] & PYR_SHAPE_OLD) != 0 && !read_varint(&cursor, &nold)) ||
 		nkey > MaxTupleAttributeNumber || nset > MaxTupleAttributeNumber ||
@@ -346,7 +351,7 @@ parse_shape(PyrDecoder *decoder, const char *bytes, int len)
 	{
 		uint64		type;
 
-		shape->columns[i].name = read_name(decoder, &cursor);
+		shape->columns[i].name = read_name(decoder, &cursor, &shape->strange);
 		if (!read_varint(&cursor, &type) || type > PG_UINT32_MAX)
 			corrupt("a column has no type");
 		shape->columns[i].type = (Oid) type;

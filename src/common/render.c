@@ -8,8 +8,11 @@
  */
 #include "postgres.h"
 
+#include "catalog/pg_type.h"
 #include "common/compat.h"
+#include "common/encoding.h"
 #include "common/render.h"
+#include "common/textform.h"
 #include "common/values.h"
 #include "fmgr.h"
 #include "funcapi.h"
@@ -40,8 +43,14 @@ render_value(StringInfo out, PyrShapeColumn *column, PyrValue *value,
 
 	wire = OidIsValid(column->type) ? pyr_wire_of_type(column->type)
 		: PYR_WIRE_TEXT;
-	if (wire == PYR_WIRE_TEXT)
-		text = pyr_wire_text(value->data, value->len, encoding);
+	if (column->type == CHAROID && value->len == 1 && IS_HIGHBIT_SET(value->data[0]))
+	{
+		/* half a character is no text */
+		appendStringInfo(out, "CAST(%d AS \"char\")", (signed char) value->data[0]);
+		return;
+	}
+	if (wire == PYR_WIRE_TEXT || wire == PYR_WIRE_STRING)
+		text = pyr_encoding_show(value->data, value->len, encoding, NULL);
 	else
 	{
 		if (wire == PYR_WIRE_SEND)
@@ -53,6 +62,7 @@ render_value(StringInfo out, PyrShapeColumn *column, PyrValue *value,
 								&receive, ioparam, encoding);
 		getTypeOutputInfo(column->type, &function, &is_varlena);
 		text = OidOutputFunctionCall(function, datum);
+		text = pyr_encoding_show(text, strlen(text), GetDatabaseEncoding(), NULL);
 	}
 	appendStringInfoString(out, quote_literal_cstr(text));
 }
@@ -81,7 +91,10 @@ render_columns(StringInfo out, PyrChange *change, int from, int to,
 void
 pyr_render_key(StringInfo out, PyrChange *change, int encoding)
 {
+	int			nestlevel = pyr_text_pin(PYR_TEXT_MONEY | PYR_TEXT_SQL);
+
 	render_columns(out, change, 0, change->shape->nkey, " AND ", encoding);
+	pyr_text_unpin(nestlevel);
 }
 
 /*
@@ -96,8 +109,11 @@ render_old(StringInfo out, PyrChange *change, int encoding)
 	{
 		PyrShapeColumn *column = &change->shape->columns[i];
 
-		appendStringInfo(out, " AND %s IS NOT DISTINCT FROM ",
-						 quote_identifier(column->name));
+		/* not all types know of equality */
+		appendStringInfo(out, " AND %s%s IS NOT DISTINCT FROM ",
+						 quote_identifier(column->name),
+						 column->type == JSONOID || column->type == XMLOID ||
+						 column->type == POINTOID ? "::text" : "");
 		render_value(out, column, &change->values[i], encoding);
 	}
 }
@@ -123,12 +139,14 @@ render_insert(StringInfo out, PyrChange *change, int encoding)
 }
 
 /*
- * Appends the statement that the change stands for.
+ * Appends the statement that the change stands for.  It is the same for everybody
+ * who reads it.
  */
 void
 pyr_render_change(StringInfo out, PyrChange *change, int encoding)
 {
 	PyrShape   *shape = change->shape;
+	int			nestlevel = pyr_text_pin(PYR_TEXT_MONEY | PYR_TEXT_SQL);
 	char	   *table = quote_qualified_identifier(shape->schema, shape->table);
 
 	switch (shape->verb)
@@ -157,6 +175,7 @@ pyr_render_change(StringInfo out, PyrChange *change, int encoding)
 			appendStringInfo(out, "TRUNCATE ONLY %s", table);
 			break;
 	}
+	pyr_text_unpin(nestlevel);
 }
 
 static const char *

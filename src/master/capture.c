@@ -44,6 +44,7 @@
 #include "commands/trigger.h"
 #include "common/compat.h"
 #include "common/format.h"
+#include "common/textform.h"
 #include "executor/tuptable.h"
 #include "lib/stringinfo.h"
 #include "master/capture.h"
@@ -54,11 +55,8 @@
 #include "miscadmin.h"
 #include "port/pg_bswap.h"
 #include "utils/builtins.h"
-#include "utils/bytea.h"
 #include "utils/datum.h"
-#include "utils/float.h"
 #include "utils/fmgrprotos.h"
-#include "utils/guc.h"
 #include "utils/hsearch.h"
 #include "utils/lsyscache.h"
 #include "utils/memutils.h"
@@ -132,46 +130,6 @@ static struct
 	Firing		firing[MAX_DEPTH];	/* by trigger depth, the first is for 1 */
 	int			depth;			/* of the change being captured, from 0 */
 }			order;
-
-/*
- * Output functions whose result depends on settings see these values, so that
- * every slave can read what they write, and one value is always written alike.
- */
-static int
-pin_settings(PyrRelInfo *info)
-{
-	int			nestlevel;
-
-	if (!info->has_text)
-		return -1;
-
-	nestlevel = NewGUCNestLevel();
-	if (info->has_names)
-		(void) set_config_option("search_path", "pg_catalog",
-								 PGC_USERSET, PGC_S_SESSION,
-								 GUC_ACTION_SAVE, true, 0, false);
-	if (strcmp(pg_get_timezone_name(session_timezone), "UTC") != 0)
-		(void) set_config_option("timezone", "UTC",
-								 PGC_USERSET, PGC_S_SESSION,
-								 GUC_ACTION_SAVE, true, 0, false);
-	if (DateStyle != USE_ISO_DATES)
-		(void) set_config_option("datestyle", "ISO",
-								 PGC_USERSET, PGC_S_SESSION,
-								 GUC_ACTION_SAVE, true, 0, false);
-	if (IntervalStyle != INTSTYLE_POSTGRES)
-		(void) set_config_option("intervalstyle", "postgres",
-								 PGC_USERSET, PGC_S_SESSION,
-								 GUC_ACTION_SAVE, true, 0, false);
-	if (extra_float_digits < 1)
-		(void) set_config_option("extra_float_digits", "1",
-								 PGC_USERSET, PGC_S_SESSION,
-								 GUC_ACTION_SAVE, true, 0, false);
-	if (bytea_output != BYTEA_OUTPUT_HEX)
-		(void) set_config_option("bytea_output", "hex",
-								 PGC_USERSET, PGC_S_SESSION,
-								 GUC_ACTION_SAVE, true, 0, false);
-	return nestlevel;
-}
 
 /*
  * Whether two values of a column are the same, bit by bit.  Values that are
@@ -365,7 +323,7 @@ append_change(PyrRelInfo *info, PyrVerb verb, Bitmapset *set,
 
 	append_varint(pyr_log_shape(info, verb, set));
 
-	nestlevel = pin_settings(info);
+	nestlevel = info->has_text ? pyr_text_pin(info->text_depends) : -1;
 	slot_getallattrs(key_row);
 	for (int i = 0; i < info->nkey; i++)
 	{
@@ -378,7 +336,7 @@ append_change(PyrRelInfo *info, PyrVerb verb, Bitmapset *set,
 	append_values(info, pyr_relinfo_old(info, verb, set), key_row);
 
 	if (nestlevel >= 0)
-		AtEOXact_GUC(true, nestlevel);
+		pyr_text_unpin(nestlevel);
 }
 
 static VersionKey

@@ -17,11 +17,11 @@
 #include "access/relation.h"
 #include "catalog/pg_attribute.h"
 #include "catalog/pg_index.h"
-#include "catalog/pg_type.h"
 #include "common/arrays.h"
 #include "common/compat.h"
 #include "common/hashfn.h"
 #include "common/keys.h"
+#include "common/textform.h"
 #include "master/relinfo.h"
 #include "utils/builtins.h"
 #include "utils/hsearch.h"
@@ -59,7 +59,8 @@ relcache_callback(Datum arg pg_attribute_unused(), Oid relid)
 	while ((entry = hash_seq_search(&status)) != NULL)
 	{
 		if (entry->info != NULL &&
-			(relid == InvalidOid || entry->info->relid == relid))
+			(relid == InvalidOid || entry->info->relid == relid ||
+			 list_member_oid(entry->info->rowtypes, relid)))
 			entry->info->valid = false;
 	}
 }
@@ -251,29 +252,6 @@ key_from_primary_key(Relation rel)
 	return key;
 }
 
-/*
- * Whether the type's output is a name, qualified or not as search_path asks.
- */
-static bool
-is_name_type(Oid type)
-{
-	switch (type)
-	{
-		case REGPROCOID:
-		case REGPROCEDUREOID:
-		case REGOPEROID:
-		case REGOPERATOROID:
-		case REGCLASSOID:
-		case REGTYPEOID:
-		case REGCONFIGOID:
-		case REGDICTIONARYOID:
-		case REGCOLLATIONOID:
-			return true;
-		default:
-			return false;
-	}
-}
-
 static void
 fill_column(PyrColumn *column, Form_pg_attribute att)
 {
@@ -361,9 +339,7 @@ fill_info(PyrRelInfo *info, Relation rel, Trigger *trigger)
 		if (!column->captured || column->wire != PYR_WIRE_TEXT)
 			continue;
 		info->has_text = true;
-		if (is_name_type(getBaseType(att->atttypid)) ||
-			is_name_type(get_element_type(att->atttypid)))
-			info->has_names = true;
+		info->text_depends |= pyr_text_depends(att->atttypid, &info->rowtypes);
 	}
 
 	info->has_shared_key = !pyr_key_is_unique(rel, info->key, info->nkey, true);

@@ -59,7 +59,8 @@
 
 /*
  * A window of fewer bytes is applied in order at once: it has some ten changes
- * at most, and sets would not be faster.
+ * at most, and sets would not be faster.  But once a change has failed, the
+ * window may come with another one that makes good for it.
  */
 #define SMALL_WINDOW_BYTES	1024
 
@@ -529,6 +530,22 @@ pass_over(ApplyState *state)
 }
 
 /*
+ * A name that cannot be here is nobody's.
+ */
+static void
+check_names(PyrShape *shape)
+{
+	if (shape->strange == NULL)
+		return;
+	ereport(ERROR,
+			(errcode(ERRCODE_UNTRANSLATABLE_CHARACTER),
+			 errmsg("the name \"%s\" in the master's table \"%s.%s\" has characters that do not exist in the encoding of the slave, %s",
+					shape->strange, shape->schema, shape->table,
+					GetDatabaseEncodingName()),
+			 errhint("For changes to come, rename it on the master, or drop the log trigger of the table there with py_log_drop_tg.")));
+}
+
+/*
  * Applies the change, or sees to it that it is applied.  False: not in sets.
  */
 static bool
@@ -538,6 +555,7 @@ apply_change(ApplyState *state)
 	PyrShape   *shape;
 	PyrBinding *binding;
 
+	check_names(state->change->shape);
 	switch (pyr_copy_admit(pyr_tables_of_shape(state->change->shape),
 						   state->change, state->encoding, &other))
 	{
@@ -845,7 +863,8 @@ apply_changes(ApplyState *state)
 	begin_origins(state);
 	if (apply_mode == PYR_APPLY_STRICT || log_statements ||
 		pyr_skip_is_pending() ||
-		pyr_window_bytes(state->window) < SMALL_WINDOW_BYTES ||
+		(pyr_window_bytes(state->window) < SMALL_WINDOW_BYTES &&
+		 !pyr_skip_has_failure()) ||
 		!apply_in_sets(state))
 		(void) apply_transactions(state);
 }

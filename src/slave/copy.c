@@ -52,6 +52,7 @@
 #include "common/values.h"
 #include "executor/executor.h"
 #include "executor/spi.h"
+#include "mb/pg_wchar.h"
 #include "miscadmin.h"
 #include "nodes/makefuncs.h"
 #include "parser/parse_relation.h"
@@ -90,7 +91,8 @@ typedef enum AskKind
 {
 	ASK_LIST,					/* which tables there are */
 	ASK_DESCRIPTION,			/* what the next one looks like */
-	ASK_ROWS					/* a chunk of it; and again how it looks */
+	ASK_ROWS,					/* a chunk of it; and again how it looks */
+	ASK_CULPRIT					/* which value of a chunk cannot come here */
 } AskKind;
 
 /* what a supplement was asked for */
@@ -118,6 +120,7 @@ typedef struct Copy
 	int64		chunk_rows;
 	Ask		   *coming;			/* what has come for it, and is being applied or
 								 * will be */
+	bool		is_seeking;		/* the chunk has a value that cannot come here */
 } Copy;
 
 /* those being copied come first */
@@ -178,6 +181,24 @@ pyr_copy_is_due(void)
 }
 
 /*
+ * Appends which rows: those of the range, so many at most, in order.
+ */
+static void
+append_rows(StringInfo sql, PyrLayout *layout, char **after, char **upto,
+			int64 limit)
+{
+	appendStringInfo(sql, " FROM ONLY %s", pyr_table_qualified(layout->table));
+	pyr_layout_append_range(sql, layout, false, after, upto);
+	if (!layout->is_sorted)
+		return;
+	appendStringInfoString(sql, " ORDER BY ");
+	for (int i = 0; i < layout->nkey; i++)
+		appendStringInfo(sql, "%s%s", i > 0 ? ", " : "",
+						 quote_identifier(layout->key[i]));
+	appendStringInfo(sql, " LIMIT " INT64_FORMAT, limit);
+}
+
+/*
  * COPY of the master's rows in the range, so many at most.
  */
 void
@@ -188,23 +209,50 @@ pyr_copy_append_sql(StringInfo sql, PyrLayout *layout, char **after,
 	const char *comma = "";
 
 	appendStringInfoString(sql, "COPY (SELECT ");
-	foreach(cell, layout->columns)
+	foreach(cell, layout->values)
 	{
-		appendStringInfo(sql, "%s%s", comma, quote_identifier(lfirst(cell)));
+		appendStringInfo(sql, "%s%s", comma, (char *) lfirst(cell));
 		comma = ", ";
 	}
-	appendStringInfo(sql, " FROM ONLY %s", pyr_table_qualified(layout->table));
-	pyr_layout_append_range(sql, layout, false, after, upto);
-	if (layout->is_sorted)
-	{
-		appendStringInfoString(sql, " ORDER BY ");
-		for (int i = 0; i < layout->nkey; i++)
-			appendStringInfo(sql, "%s%s", i > 0 ? ", " : "",
-							 quote_identifier(layout->key[i]));
-		appendStringInfo(sql, " LIMIT " INT64_FORMAT, limit);
-	}
+	append_rows(sql, layout, after, upto, limit);
 	appendStringInfo(sql, ") TO STDOUT (FORMAT %s)",
 					 layout->is_binary ? "binary" : "text");
+}
+
+/*
+ * A question for the value among them that cannot come here.
+ */
+static void
+append_culprit_sql(StringInfo sql, const char *schema, PyrLayout *layout,
+				   char **after, int64 limit)
+{
+	StringInfoData query;
+	const char *separator = "";
+	ListCell   *cell;
+
+	initStringInfo(&query);
+	appendStringInfoString(&query, "SELECT ARRAY[");
+	for (int i = 0; i < layout->nkey; i++)
+		appendStringInfo(&query, "%s%s::pg_catalog.text", i > 0 ? ", " : "",
+						 quote_identifier(layout->key[i]));
+	appendStringInfoString(&query, "], ARRAY[");
+	foreach(cell, layout->values)
+	{
+		appendStringInfo(&query, "%s%s::pg_catalog.text", separator, (char *) lfirst(cell));
+		separator = ", ";
+	}
+	appendStringInfoChar(&query, ']');
+	append_rows(&query, layout, after, NULL, limit);
+
+	appendStringInfo(sql, "SELECT columnname, key, problem FROM %s.py_log_untranslatable(%s, ARRAY[",
+					 schema, quote_literal_cstr(query.data));
+	separator = "";
+	foreach(cell, layout->columns)
+	{
+		appendStringInfo(sql, "%s%s", separator, quote_literal_cstr(lfirst(cell)));
+		separator = ", ";
+	}
+	appendStringInfo(sql, "], %s)", quote_literal_cstr(GetDatabaseEncodingName()));
 }
 
 /*
@@ -678,6 +726,42 @@ hand_over(PyrSupplement *supplement)
 }
 
 /*
+ * A chunk cannot be copied, for an error that names neither row nor column: whether
+ * the master is to be asked for them, before the table fails.
+ */
+static bool
+seek_culprit(PyrTable *table, ErrorData *error)
+{
+	Copy	   *copy = table ? find_copy(table) : NULL;
+
+	if ((error->sqlerrcode != ERRCODE_UNTRANSLATABLE_CHARACTER &&
+		 error->sqlerrcode != ERRCODE_CHARACTER_NOT_IN_REPERTOIRE) ||
+		copy == NULL || copy->layout == NULL || copy->is_seeking)
+		return false;
+	copy->is_seeking = true;
+	return true;
+}
+
+/*
+ * The master has told.
+ */
+static void
+take_culprit(Copy *copy, List *rows)
+{
+	char	  **culprit = list_length(rows) > 1 ? lsecond(rows) : NULL;
+
+	copy->is_seeking = false;
+	if (culprit == NULL || culprit[0] == NULL)
+		return;					/* it is not there any more */
+	ereport(ERROR,
+			(errcode(ERRCODE_UNTRANSLATABLE_CHARACTER),
+			 errmsg("column \"%s\" of the row %s has a character that does not exist in the encoding of the slave, %s",
+					culprit[0], culprit[1] ? culprit[1] : "", GetDatabaseEncodingName()),
+			 culprit[2] ? errdetail("The master says: %s", culprit[2]) : 0,
+			 errhint("Change the row on the master, or leave it out with py_log_create_tg (row_filter, columns).")));
+}
+
+/*
  * Does what the supplement is for.
  */
 static void
@@ -700,6 +784,8 @@ apply_supplement(PyrSupplement *supplement, void (*between) (void))
 		return;					/* it was asked for before it failed */
 	else if (supplement->rows == NIL)
 		pyr_tables_want_list(); /* it has no log trigger any more */
+	else if (ask->kind == ASK_CULPRIT)
+		take_culprit(copy, supplement->rows);
 	else if (is_next_chunk(supplement, copy))
 		apply_chunk(supplement, copy, between);
 	else if (copy->layout == NULL ||
@@ -747,16 +833,20 @@ apply_or_fail(PyrSupplement *supplement, void (*between) (void))
 		before = *ask->table;
 	if (!pyr_local_try(attempt_supplement, &supplied, &error))
 	{
+		bool		is_seeking;
+
 		/* what is known of the table cannot be taken back, or there is none */
 		if (ask->table == NULL || ask->table->bookmark != before.bookmark)
 			ReThrowError(error);
-		end_copy(ask->table);
+		is_seeking = ask->kind == ASK_ROWS && seek_culprit(ask->table, error);
+		if (!is_seeking)
+			end_copy(ask->table);
 		pyr_table_set_state(ask->table, before.state);
 		ask->table->rows_copied = before.rows_copied;
 		ask->table->started_at = before.started_at;
 		if (error->sqlerrcode == ERRCODE_T_R_DEADLOCK_DETECTED)
 			pyr_copyworkers_rest(error->message);
-		else
+		else if (!is_seeking)
 			pyr_table_fail(ask->table, error);
 	}
 	else if (ask->table != NULL && ask->table->state == PYR_TABLE_READY)
@@ -814,7 +904,7 @@ settle_chunk(PyrSupplement *supplement)
 	else if (pyr_is_of_the_system(outcome.error->sqlerrcode) ||
 			 outcome.error->sqlerrcode == ERRCODE_T_R_DEADLOCK_DETECTED)
 		pyr_copyworkers_rest(outcome.error->message);
-	else
+	else if (!seek_culprit(table, outcome.error))
 	{
 		end_copy(table);
 		pyr_local_begin_transaction();
@@ -854,8 +944,19 @@ refused(PyrSupplement *first, ErrorData *error)
 	Ask		   *ask = first->what;
 	MemoryContext oldcontext;
 
+	if (ask->table == NULL &&
+		error->sqlerrcode == ERRCODE_UNTRANSLATABLE_CHARACTER)
+		ereport(ERROR,
+				(errcode(ERRCODE_UNTRANSLATABLE_CHARACTER),
+				 errmsg("a table of the master has a name with characters that do not exist in the encoding of the slave, %s",
+						GetDatabaseEncodingName()),
+				 errdetail_internal("%s", error->message),
+				 errhint("Rename it on the master, or drop its log trigger there with py_log_drop_tg.")));
 	if (ask->table == NULL || pyr_is_of_the_system(error->sqlerrcode))
 		ReThrowError(error);
+	if (first->next == NULL && ask->kind == ASK_ROWS &&
+		seek_culprit(ask->table, error))
+		return;
 	if (first->next == NULL &&
 		error->sqlerrcode == ERRCODE_UNDEFINED_OBJECT)
 	{
@@ -908,12 +1009,15 @@ ask_for_table(const char *schema, Copy *copy)
 
 	Assert(after == NULL || copy->coming != NULL || copy->layout == NULL ||
 		   copy->layout->nkey == copy->table->nbookmark);
-	ask->kind = copy->layout == NULL ? ASK_DESCRIPTION : ASK_ROWS;
+	ask->kind = copy->layout == NULL ? ASK_DESCRIPTION :
+		copy->is_seeking ? ASK_CULPRIT : ASK_ROWS;
 	ask->table = copy->table;
 	supplement->what = ask;
 	supplement->locked = pyr_table_qualified(copy->table);
 	initStringInfo(&sql);
 	appendStringInfoString(&sql, pyr_layout_sql(schema, copy->table, ask->kind == ASK_ROWS));
+	if (ask->kind == ASK_CULPRIT)
+		append_culprit_sql(&sql, schema, copy->layout, after, copy->chunk_rows);
 	if (ask->kind == ASK_ROWS)
 	{
 		ask->limit = copy->chunk_rows;

@@ -265,6 +265,18 @@ split_all(const char *array_text, int *result_n, int n, bool may_be_null)
 }
 
 /*
+ * The column as SQL that has the same text on both sides if the value is the same,
+ * and only then.  XML loses something on its way through its output function.
+ */
+static char *
+exact_value(const char *name, Oid masters_type, Form_pg_attribute att)
+{
+	if (masters_type == XMLOID || getBaseType(att->atttypid) == XMLOID)
+		return psprintf("%s::pg_catalog.text", quote_identifier(name));
+	return pstrdup(quote_identifier(name));
+}
+
+/*
  * Compares what the master says of the table with what is here.
  */
 static void
@@ -311,7 +323,8 @@ fill_layout(PyrLayout *of, char **row)
 		if (att->attgenerated != '\0')
 			continue;
 		of->columns = lappend(of->columns, columns[i]);
-		if (att->atttypid != type || pyr_wire_of_type(type) == PYR_WIRE_TEXT)
+		of->values = lappend(of->values, exact_value(columns[i], type, att));
+		if (att->atttypid != type || !pyr_wire_is_copied(type))
 			of->is_binary = false;
 	}
 	relation_close(rel, NoLock);

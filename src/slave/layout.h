@@ -26,6 +26,8 @@ typedef struct PyrLayout
 	AttrNumber *key_attnums;	/* here */
 	List	   *columns;		/* names, of those that have values on both sides
 								 * and are not computed here */
+	List	   *values;			/* of each of them: what is to be selected, on
+								 * either side, so that its text is exact */
 	char	   *key_described;	/* the key's columns, their types on the master, and
 								 * how they sort there */
 	char	   *row_filter;		/* which rows the master logs, as SQL; NULL: all */

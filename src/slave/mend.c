@@ -33,6 +33,7 @@
 #include "access/table.h"
 #include "catalog/pg_attribute.h"
 #include "catalog/pg_class.h"
+#include "catalog/pg_type.h"
 #include "common/compat.h"
 #include "common/keys.h"
 #include "executor/executor.h"
@@ -43,6 +44,7 @@
 #include "slave/mend.h"
 #include "slave/statement.h"
 #include "utils/builtins.h"
+#include "utils/lsyscache.h"
 #include "utils/memutils.h"
 #include "utils/queryenvironment.h"
 #include "utils/tuplestore.h"
@@ -131,6 +133,31 @@ named(Mend *mend, const AttrNumber *columns, int n, const char *prefix)
 		if (prefix != NULL)
 			appendStringInfo(&sql, " AS %s%d", prefix, i + 1);
 	}
+	return sql.data;
+}
+
+/*
+ * Columns of a relation as one text that tells rows apart: by their numbers after
+ * that prefix; if there is none (NULL), by their names in the table.
+ */
+static char *
+whole_text(Mend *mend, const char *prefix)
+{
+	StringInfoData sql;
+
+	initStringInfo(&sql);
+	appendStringInfoString(&sql, "ROW(");
+	for (int i = 0; i < mend->ncolumns; i++)
+	{
+		/* XML loses something on its way through its output function */
+		bool		is_xml = getBaseType(attribute(mend, mend->columns[i])->atttypid) == XMLOID;
+
+		appendStringInfo(&sql, "%s%s%s", i > 0 ? ", " : "",
+						 prefix ? psprintf("%s%d", prefix, i + 1)
+						 : column_name(mend, mend->columns[i]),
+						 is_xml ? "::text" : "");
+	}
+	appendStringInfoString(&sql, ")::text COLLATE \"C\"");
 	return sql.data;
 }
 
@@ -347,8 +374,9 @@ append_comparison_by_key(StringInfo sql, Mend *mend)
 	appendStringInfo(sql, " FROM %s", mend->relation);
 	pyr_layout_append_range(sql, mend->layout, true, mend->after, mend->upto);
 	appendStringInfo(sql, ") AS t ON %s WHERE t.here IS NULL OR r.here IS NULL"
-					 " OR (record_image_ne(ROW(%s), ROW(%s)) AND ROW(%s)::text COLLATE \"C\" <> ROW(%s)::text)",
-					 same_key(mend, "r.c", "t.c"), ours, masters, ours, masters);
+					 " OR (record_image_ne(ROW(%s), ROW(%s)) AND %s <> %s)",
+					 same_key(mend, "r.c", "t.c"), ours, masters,
+					 whole_text(mend, "t.c"), whole_text(mend, "r.c"));
 }
 
 /*
@@ -357,16 +385,16 @@ append_comparison_by_key(StringInfo sql, Mend *mend)
 static void
 append_comparison_of_rows(StringInfo sql, Mend *mend)
 {
-	const char *number = "row_number() OVER (PARTITION BY ROW(%s)::text COLLATE \"C\") AS n";
-	char	   *ours = named(mend, mend->columns, mend->ncolumns, NULL);
-	char	   *masters = numbered("c", mend->ncolumns);
+	const char *number = "row_number() OVER (PARTITION BY %s) AS n";
+	char	   *ours = whole_text(mend, NULL);
+	char	   *masters = whole_text(mend, "c");
 
 	appendStringInfo(sql, "SELECT CASE WHEN t.n IS NULL THEN '%c' ELSE '%c' END AS what, %s, t.place, t.part"
-					 " FROM (SELECT *, ROW(%s)::text COLLATE \"C\" AS w, ",
+					 " FROM (SELECT *, %s AS w, ",
 					 ROW_MISSING, ROW_EXTRA, numbered("r.c", mend->ncolumns), masters);
 	appendStringInfo(sql, number, masters);
 	appendStringInfo(sql, " FROM " MASTERS_ROWS ") AS r FULL JOIN"
-					 " (SELECT ctid AS place, tableoid AS part, ROW(%s)::text COLLATE \"C\" AS w, ", ours);
+					 " (SELECT ctid AS place, tableoid AS part, %s AS w, ", ours);
 	appendStringInfo(sql, number, ours);
 	appendStringInfo(sql, " FROM %s", mend->relation);
 	pyr_layout_append_range(sql, mend->layout, true, mend->after, mend->upto);

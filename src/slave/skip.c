@@ -125,6 +125,15 @@ pyr_skip_is_pending(void)
 }
 
 /*
+ * Whether a change has failed that has not been applied or passed over since.
+ */
+bool
+pyr_skip_has_failure(void)
+{
+	return has_failure;
+}
+
+/*
  * Whether that change is to be passed over.
  */
 bool

@@ -18,6 +18,7 @@
 
 extern void pyr_skip_load(void);
 extern bool pyr_skip_is_pending(void);
+extern bool pyr_skip_has_failure(void);
 extern bool pyr_skip_wants(const PyrTransaction *transaction, int64 number);
 extern void pyr_skip_record(PyrHistory *history, PyrChange *change,
 							int encoding, const PyrTransaction *transaction);

@@ -29,6 +29,7 @@
 
 #include "access/tupdesc.h"
 #include "catalog/pg_operator.h"
+#include "catalog/pg_type.h"
 #include "commands/trigger.h"
 #include "common/compat.h"
 #include "executor/spi.h"
@@ -354,15 +355,28 @@ later_condition(PyrTarget *target, PyrTargetColumn *column, const char *one,
 }
 
 /*
+ * Whether the column's values can have more than one image: of those of composite
+ * types, which know of attributes that were dropped or added; and XML, which
+ * may have lost the encoding that it says it has in a dump.
+ */
+static bool
+has_many_images(PyrTargetColumn *column)
+{
+	return column->wire == PYR_WIRE_TEXT || column->source == XMLOID;
+}
+
+/*
  * "the row has those old values", which are the parameters from that number on.
  * Their images are compared, so it does not matter whether their types know of
- * equality, and null is equal to null.
+ * equality, and null is equal to null.  Where that is too strict, their text
+ * counts as well.
  */
 static char *
 same_condition(PyrTarget *target, PyrForm *old_form, int number, bool for_many)
 {
 	StringInfoData here;
 	StringInfoData there;
+	bool		by_text = false;
 
 	initStringInfo(&here);
 	initStringInfo(&there);
@@ -374,10 +388,16 @@ same_condition(PyrTarget *target, PyrForm *old_form, int number, bool for_many)
 						 quote_identifier(column->name));
 		appendStringInfo(&there, "%s%s", i > 0 ? ", " : "",
 						 cast_to_column(parameter(number + i, for_many), column));
+		by_text = by_text || has_many_images(column);
 	}
 	/* of two ROWs as such, SQL would compare each column */
-	return psprintf("CAST(ROW(%s) AS pg_catalog.record) OPERATOR(pg_catalog.*=) ROW(%s)",
-					here.data, there.data);
+	if (!by_text)
+		return psprintf("CAST(ROW(%s) AS pg_catalog.record) OPERATOR(pg_catalog.*=) ROW(%s)",
+						here.data, there.data);
+	return psprintf("(CAST(ROW(%s) AS pg_catalog.record) OPERATOR(pg_catalog.*=) ROW(%s)"
+					" OR CAST(ROW(%s) AS pg_catalog.text) COLLATE pg_catalog.\"C\""
+					" OPERATOR(pg_catalog.=) CAST(ROW(%s) AS pg_catalog.text))",
+					here.data, there.data, here.data, there.data);
 }
 
 /*

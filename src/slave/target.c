@@ -45,6 +45,7 @@
 #include "commands/extension.h"
 #include "commands/trigger.h"
 #include "common/compat.h"
+#include "common/config.h"
 #include "common/keys.h"
 #include "mb/pg_wchar.h"
 #include "miscadmin.h"
@@ -774,6 +775,34 @@ pyr_target_bind(PyrShape *shape)
 	return binding;
 }
 
+/* a value being read */
+typedef struct Reading
+{
+	PyrTargetColumn *column;
+	int			encoding;
+} Reading;
+
+/*
+ * Which column it is, of an error in reading a value.  A character that does not
+ * exist here says nothing but its bytes, so the detail is ours to give.
+ */
+static void
+reading_context(void *arg)
+{
+	Reading    *reading = arg;
+	int			code = geterrcode();
+
+	errcontext("column \"%s\"", reading->column->name);
+	if (code != ERRCODE_UNTRANSLATABLE_CHARACTER &&
+		code != ERRCODE_CHARACTER_NOT_IN_REPERTOIRE)
+		return;
+	errdetail("It is in column \"%s\" of the change; the encodings are %s on the master and %s on the slave.",
+			  reading->column->name, pg_encoding_to_char(reading->encoding),
+			  GetDatabaseEncodingName());
+	if (apply_mode != PYR_APPLY_STRICT && !log_statements)
+		errhint("Change or delete the row on the master: then only what became of it has to come here.");
+}
+
 /*
  * A value, not NULL, as a datum of the column's parameter type, in the current
  * memory context.
@@ -781,12 +810,23 @@ pyr_target_bind(PyrShape *shape)
 Datum
 pyr_target_datum(PyrTargetColumn *column, const PyrValue *value, int encoding)
 {
+	Reading		reading = {column, encoding};
+	ErrorContextCallback callback;
+	Datum		datum;
+
+	callback.callback = reading_context;
+	callback.arg = &reading;
+	callback.previous = error_context_stack;
+	error_context_stack = &callback;
 	if (column->wire != PYR_WIRE_TEXT)
-		return pyr_wire_decode(column->wire, value->data, value->len,
-							   &column->function, column->ioparam, encoding);
-	return InputFunctionCall(&column->function,
-							 pyr_wire_text(value->data, value->len, encoding),
-							 column->ioparam, column->typmod);
+		datum = pyr_wire_decode(column->wire, value->data, value->len,
+								&column->function, column->ioparam, encoding);
+	else
+		datum = InputFunctionCall(&column->function,
+								  pyr_wire_text(value->data, value->len, encoding),
+								  column->ioparam, column->typmod);
+	error_context_stack = callback.previous;
+	return datum;
 }
 
 /*

@@ -27,8 +27,8 @@
 #include "catalog/pg_type.h"
 #include "common/arrays.h"
 #include "common/config.h"
+#include "common/encoding.h"
 #include "executor/spi.h"
-#include "mb/pg_wchar.h"
 #include "slave/collision.h"
 #include "slave/copy.h"
 #include "slave/layout.h"
@@ -38,7 +38,6 @@
 #include "slave/verify.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
-#include "utils/guc.h"
 #include "utils/memutils.h"
 #include "utils/timestamp.h"
 
@@ -101,7 +100,7 @@ end_run(const char *error)
 	if (run->request != 0)
 	{
 		done_request = run->request;
-		strlcpy(done_error, error ? error : "", sizeof(done_error));
+		pyr_encoding_copy(done_error, error ? error : "", sizeof(done_error));
 	}
 	if (run->layout != NULL)
 		pyr_layout_free(run->layout);
@@ -250,13 +249,13 @@ append_hash(StringInfo sql)
 {
 	ListCell   *cell;
 	const char *comma = "";
-	bool		is_converted = master_encoding != GetDatabaseEncoding();
+	bool		is_converted = pyr_encoding_is_converted(master_encoding);
 
 	appendStringInfoString(sql, is_converted
 						   ? "hashtextextended(encode(convert_to(ROW(" : "hashtextextended((ROW(");
-	foreach(cell, run->layout->columns)
+	foreach(cell, run->layout->values)
 	{
-		appendStringInfo(sql, "%s%s", comma, quote_identifier(lfirst(cell)));
+		appendStringInfo(sql, "%s%s", comma, (char *) lfirst(cell));
 		comma = ", ";
 	}
 	appendStringInfoString(sql, is_converted
@@ -363,8 +362,8 @@ advance(void)
 
 /*
  * Runs a query over the slave's rows, with the rights of the table's owner, whose
- * code may run, and the settings that text depends on as the master's session has
- * them.
+ * code may run.  Text depends on settings, which are here as in the master's
+ * session.
  */
 static void
 query_here(const char *sql, int nargs, Oid *types, Datum *values)
@@ -372,10 +371,6 @@ query_here(const char *sql, int nargs, Oid *types, Datum *values)
 	MemoryContext context = CurrentMemoryContext;
 	PyrIdentity before = pyr_local_become(pyr_layout_owner(run->layout));
 
-	(void) set_config_option("timezone", "UTC", PGC_USERSET, PGC_S_SESSION,
-							 GUC_ACTION_SAVE, true, 0, false);
-	(void) set_config_option("bytea_output", "hex", PGC_USERSET, PGC_S_SESSION,
-							 GUC_ACTION_SAVE, true, 0, false);
 	if (SPI_execute_with_args(sql, nargs, types, values, NULL, false, 0) != SPI_OK_SELECT)
 		elog(ERROR, "could not look at the slave's rows");
 	pyr_local_become_again(before);
