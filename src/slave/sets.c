@@ -59,6 +59,23 @@ run_few(PyrSets *sets, PyrMergeGroup *group, PyrStatement *statement,
 	return true;
 }
 
+/*
+ * Of rows that should not be here, those that cannot be need no look.
+ */
+static void
+leave_out_impossible(PyrSets *sets, PyrMergeGroup *group)
+{
+	int			n = 0;
+
+	for (int i = 0; i < group->nrows; i++)
+	{
+		if (pyr_target_can_have_key(sets->target, group->rows[i]->origin,
+									sets->encoding))
+			group->rows[n++] = group->rows[i];
+	}
+	group->nrows = n;
+}
+
 static bool
 run_group(PyrSets *sets, PyrMergeGroup *group, bool keeps_order,
 		  MemoryContext context)
@@ -76,6 +93,10 @@ run_group(PyrSets *sets, PyrMergeGroup *group, bool keeps_order,
 		run_changes(sets, group, context);
 		return true;
 	}
+	if (group->is_absent)
+		leave_out_impossible(sets, group);
+	if (group->nrows == 0)
+		return true;
 	statement = pyr_statement_get(sets->target, group->verb, group->form,
 								  group->old_form,
 								  group->is_absent ? PYR_FORCE : PYR_EXPECT);

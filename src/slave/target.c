@@ -46,6 +46,7 @@
 #include "commands/trigger.h"
 #include "common/compat.h"
 #include "common/config.h"
+#include "common/encoding.h"
 #include "common/keys.h"
 #include "mb/pg_wchar.h"
 #include "miscadmin.h"
@@ -827,6 +828,26 @@ pyr_target_datum(PyrTargetColumn *column, const PyrValue *value, int encoding)
 								  column->ioparam, column->typmod);
 	error_context_stack = callback.previous;
 	return datum;
+}
+
+/*
+ * Whether a row here can have that key: not if it has characters that do not exist
+ * here.
+ */
+bool
+pyr_target_can_have_key(PyrTarget *target, const PyrValue *key, int encoding)
+{
+	for (int i = 0; i < target->merge->nkey; i++)
+	{
+		PyrWire		wire = target->columns[target->merge->key[i]].wire;
+		bool		is_exact = true;
+
+		if (key[i].len > 0 && (wire == PYR_WIRE_TEXT || wire == PYR_WIRE_STRING))
+			pfree(pyr_encoding_show(key[i].data, key[i].len, encoding, &is_exact));
+		if (!is_exact)
+			return false;
+	}
+	return true;
 }
 
 /*

@@ -93,6 +93,8 @@ typedef struct PyrBinding
 extern PyrBinding *pyr_target_bind(PyrShape *shape);
 extern Datum pyr_target_datum(PyrTargetColumn *column, const PyrValue *value,
 							  int encoding);
+extern bool pyr_target_can_have_key(PyrTarget *target, const PyrValue *key,
+									int encoding);
 extern bool pyr_target_is_protected(Oid namespace, Oid relid);
 extern bool pyr_target_has_rival(PyrTarget *target);
 extern bool pyr_target_keeps_order(PyrTarget *target, uint64 window);
