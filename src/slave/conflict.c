@@ -237,7 +237,7 @@ raise_conflict(PyrConflicts *conflicts, const char *kind,
 						   ? psprintf(", of %s", timestamptz_to_str(author.at)) : "",
 						   verb_word(change->verb), clipped(row)),
 			 errhint("Change the slave's row so that it fits, or say who wins, with pyreplica.conflict_resolution or pyreplica_set_conflict_resolution('%s', ...).",
-					 pyr_statement_table(target))));
+					 quote_qualified_identifier(target->schema, target->table))));
 }
 
 /*
@@ -288,7 +288,8 @@ is_later(PyrConflicts *conflicts, const PyrRowChange *change, PyrFound *found,
 						label_of(change, conflicts->encoding)),
 				 errdetail("The server does not keep the times and origins of transactions."),
 				 errhint("Set track_commit_timestamp = on (needs a restart), or name a column that tells with pyreplica_set_conflict_resolution('%s', 'last_update_wins', 'column').",
-						 pyr_statement_table(change->target))));
+						 quote_qualified_identifier(change->target->schema,
+													change->target->table))));
 
 	/* written before times were kept, or very long ago */
 	if (!found->author.is_timed)
