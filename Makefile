@@ -40,6 +40,7 @@ OBJS = \
 	src/slave/origin.o \
 	src/slave/fetch.o \
 	src/slave/tables.o \
+	src/slave/mapping.o \
 	src/slave/layout.o \
 	src/slave/collision.o \
 	src/slave/mend.o \

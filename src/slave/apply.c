@@ -42,6 +42,7 @@
 #include "slave/conflict.h"
 #include "slave/copy.h"
 #include "slave/local.h"
+#include "slave/mapping.h"
 #include "slave/mend.h"
 #include "slave/merge.h"
 #include "slave/sets.h"
@@ -219,6 +220,8 @@ static void
 error_context(void *arg)
 {
 	ApplyState *state = arg;
+	PyrShape   *shape;
+	PyrPlace	here;
 	char	   *key = "";
 
 	if (state->sets.target != NULL)
@@ -243,9 +246,12 @@ error_context(void *arg)
 		key = pyr_describe_key(state->change, state->encoding);
 		state->is_describing = false;
 	}
-	errcontext("pyreplica %s: applying %s table \"%s.%s\"%s of the master's transaction " UINT64_FORMAT ", commit number " INT64_FORMAT,
-			   state->replica, verb_words(state->change->shape->verb),
-			   state->change->shape->schema, state->change->shape->table,
+	shape = state->change->shape;
+	here = pyr_mapping_of(shape->schema, shape->table);
+	errcontext("pyreplica %s: applying %s table \"%s.%s\"%s%s of the master's transaction " UINT64_FORMAT ", commit number " INT64_FORMAT,
+			   state->replica, verb_words(shape->verb),
+			   shape->schema, shape->table,
+			   here.is_mapped ? psprintf(" (here \"%s.%s\")", here.schema, here.table) : "",
 			   key, state->transaction.xid, state->transaction.commitno);
 }
 
@@ -284,7 +290,6 @@ static void
 gather_truncate(ApplyState *state, PyrTarget *target)
 {
 	MemoryContext oldcontext;
-	PyrShape   *shape = state->change->shape;
 
 	if (state->truncate_owner != target->owner)
 		flush_truncates(state);
@@ -302,7 +307,7 @@ gather_truncate(ApplyState *state, PyrTarget *target)
 	if (target->relkind == RELKIND_RELATION)
 		appendStringInfoString(&state->truncate, "ONLY ");
 	appendStringInfoString(&state->truncate,
-						   quote_qualified_identifier(shape->schema, shape->table));
+						   quote_qualified_identifier(target->schema, target->table));
 	MemoryContextSwitchTo(oldcontext);
 }
 
@@ -841,6 +846,8 @@ fail(ApplyState *state, MemoryContext context)
 static void
 apply_changes(ApplyState *state)
 {
+	if (pyr_mapping_refresh())
+		pyr_target_invalidate_all();
 	pyr_local_constraints_immediate();
 	begin_origins(state);
 	if (apply_mode == PYR_APPLY_STRICT || log_statements ||

@@ -15,12 +15,14 @@
 
 #include "access/htup_details.h"
 #include "access/relation.h"
+#include "access/transam.h"
 #include "catalog/namespace.h"
 #include "catalog/pg_class.h"
 #include "catalog/pg_type.h"
 #include "common/arrays.h"
 #include "common/values.h"
 #include "executor/spi.h"
+#include "parser/parse_coerce.h"
 #include "slave/layout.h"
 #include "slave/local.h"
 #include "slave/target.h"
@@ -58,7 +60,7 @@ const char *
 pyr_layout_relation(PyrLayout *layout)
 {
 	return psprintf("%s%s", layout->relkind == RELKIND_RELATION ? "ONLY " : "",
-					pyr_table_qualified(layout->table));
+					layout->here);
 }
 
 /*
@@ -73,11 +75,65 @@ pyr_layout_owner(PyrLayout *layout)
 	if (!HeapTupleIsValid(tuple))
 		ereport(ERROR,
 				(errcode(ERRCODE_UNDEFINED_TABLE),
-				 errmsg("table %s was dropped on the slave",
-						pyr_table_qualified(layout->table))));
+				 errmsg("table %s was dropped on the slave", layout->here)));
 	owner = ((Form_pg_class) GETSTRUCT(tuple))->relowner;
 	ReleaseSysCache(tuple);
 	return owner;
+}
+
+/*
+ * The type that the master has to cast a column's values to, for them to be what
+ * the slave makes of them when they are changed; NULL: that is what they are, or it
+ * has no such type.
+ */
+static char *
+cast_for(Form_pg_attribute att, Oid type)
+{
+	Oid			here = getBaseType(att->atttypid);
+
+	if (here >= FirstGenbkiObjectId || type >= FirstGenbkiObjectId ||
+		(here == type && att->atttypmod < 0))
+		return NULL;
+	return format_type_extended(here, att->atttypmod,
+								FORMAT_TYPE_TYPEMOD_GIVEN |
+								FORMAT_TYPE_FORCE_QUALIFY);
+}
+
+/*
+ * Whether values are to be cast on the master when they are copied: those that are
+ * cast when they are changed.  (Strings would be cut off by that.)
+ */
+static bool
+is_cast_in_copy(Form_pg_attribute att, Oid type)
+{
+	return getBaseType(att->atttypid) != type &&
+		pyr_wire_of_type(type) != PYR_WIRE_TEXT &&
+		TypeCategory(type) != TYPCATEGORY_STRING;
+}
+
+/*
+ * Appends the master's columns as they are here: to be copied, or as text to be
+ * compared.
+ */
+void
+pyr_layout_append_columns(StringInfo sql, PyrLayout *layout, bool is_compared)
+{
+	ListCell   *name;
+	ListCell   *cast;
+	ListCell   *copied;
+	const char *comma = "";
+
+	forthree(name, layout->columns, cast, layout->casts, copied, layout->are_cast)
+	{
+		const char *column = quote_identifier(lfirst(name));
+
+		if (lfirst(cast) != NULL && (is_compared || lfirst_int(copied)))
+			appendStringInfo(sql, "%sCAST(%s AS %s) AS %s", comma, column,
+							 (char *) lfirst(cast), column);
+		else
+			appendStringInfo(sql, "%s%s", comma, column);
+		comma = ", ";
+	}
 }
 
 /*
@@ -173,28 +229,45 @@ pyr_layout_append_found(StringInfo sql, PyrLayout *layout, char **after,
 Oid
 pyr_layout_find(PyrTable *table)
 {
-	Oid			namespace = get_namespace_oid(NameStr(table->name.schema), true);
+	PyrPlace	place = pyr_table_place(table);
+	Oid			namespace = get_namespace_oid(place.schema, true);
 
 	return OidIsValid(namespace)
-		? get_relname_relid(NameStr(table->name.table), namespace) : InvalidOid;
+		? get_relname_relid(place.table, namespace) : InvalidOid;
+}
+
+/*
+ * An errdetail, if the table has another name here.
+ */
+static int
+detail_of_mapping(PyrTable *table)
+{
+	const char *words = pyr_mapping_words(NameStr(table->name.schema),
+										  NameStr(table->name.table));
+
+	return words ? errdetail("%s", words) : 0;
 }
 
 static Oid
 find_relation(PyrTable *table)
 {
 	Oid			relid = pyr_layout_find(table);
+	PyrPlace	place = pyr_table_place(table);
 
 	if (!OidIsValid(relid))
 		ereport(ERROR,
 				(errcode(ERRCODE_UNDEFINED_TABLE),
 				 errmsg("table \"%s.%s\" does not exist on the slave",
-						NameStr(table->name.schema), NameStr(table->name.table)),
-				 errhint("Create it here as the master has it (pg_dump --schema-only), or let pyreplica.copy_schema do that; it will then be copied.")));
+						place.schema, place.table),
+				 detail_of_mapping(table),
+				 place.is_mapped
+				 ? errhint("Create it here; pyreplica.copy_schema makes no tables that have another name than on the master. It will then be copied.")
+				 : errhint("Create it here as the master has it (pg_dump --schema-only), or let pyreplica.copy_schema do that; it will then be copied.")));
 	if (pyr_target_is_protected(get_rel_namespace(relid), relid))
 		ereport(ERROR,
 				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
 				 errmsg("the master may not change \"%s.%s\" on the slave",
-						NameStr(table->name.schema), NameStr(table->name.table)),
+						place.schema, place.table),
 				 errdetail("It belongs to the slave's own server, or to pyreplica.")));
 	return relid;
 }
@@ -238,6 +311,7 @@ find_attribute(PyrTable *table, TupleDesc desc, const char *name)
 			(errcode(ERRCODE_UNDEFINED_COLUMN),
 			 errmsg("column \"%s\" of the master's table \"%s.%s\" does not exist on the slave",
 					name, NameStr(table->name.schema), NameStr(table->name.table)),
+			 detail_of_mapping(table),
 			 errhint("Add the column to the slave's table.")));
 	return NULL;
 }
@@ -278,6 +352,8 @@ fill_layout(PyrLayout *of, char **row)
 	char	  **types;
 
 	of->relkind = rel->rd_rel->relkind;
+	of->takes_copy = of->relkind != RELKIND_VIEW ||
+		(rel->trigdesc != NULL && rel->trigdesc->trig_insert_instead_row);
 	of->key = split_all(row[0], &of->nkey, -1, false);
 	of->key_types = split_all(row[1], NULL, of->nkey, false);
 	orders = split_all(row[2], NULL, of->nkey, true);
@@ -311,6 +387,8 @@ fill_layout(PyrLayout *of, char **row)
 		if (att->attgenerated != '\0')
 			continue;
 		of->columns = lappend(of->columns, columns[i]);
+		of->casts = lappend(of->casts, cast_for(att, type));
+		of->are_cast = lappend_int(of->are_cast, is_cast_in_copy(att, type));
 		if (att->atttypid != type || pyr_wire_of_type(type) == PYR_WIRE_TEXT)
 			of->is_binary = false;
 	}
@@ -345,6 +423,7 @@ pyr_layout_create(PyrTable *table, char **row)
 		layout->context = context;
 		layout->table = table;
 		layout->described = join_row(row);
+		layout->here = pstrdup(pyr_table_here(table));
 		layout->relid = find_relation(table);
 		fill_layout(layout, row);
 	}
@@ -366,10 +445,12 @@ pyr_layout_free(PyrLayout *layout)
 }
 
 /*
- * Whether the master still describes the table like that.
+ * Whether the master still describes the table like that, and it is still the same
+ * one here.
  */
 bool
 pyr_layout_is_same(PyrLayout *layout, char **row)
 {
-	return strcmp(join_row(row), layout->described) == 0;
+	return strcmp(join_row(row), layout->described) == 0 &&
+		strcmp(pyr_table_here(layout->table), layout->here) == 0;
 }

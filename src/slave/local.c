@@ -49,6 +49,7 @@ pyr_local_begin_session(const char *replica)
 		{"session_replication_role", "replica"},
 		{"search_path", ""},
 		{"DateStyle", "ISO, YMD"},
+		{"TimeZone", "UTC"},
 		{"IntervalStyle", "postgres"},
 		{"extra_float_digits", "1"},
 		{"lc_monetary", "C"},

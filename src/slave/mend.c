@@ -163,7 +163,7 @@ equality_of(Mend *mend, AttrNumber attnum)
 				(errcode(ERRCODE_UNDEFINED_FUNCTION),
 				 errmsg("key column \"%s\" of table %s has type %s on the slave, which has no equality operator",
 						NameStr(att->attname),
-						pyr_table_qualified(mend->layout->table),
+						mend->layout->here,
 						format_type_be(att->atttypid))));
 	return pyr_statement_operator(type->eq_opr);
 }
@@ -541,7 +541,7 @@ insert_again(Mend *mend, uint64 cleared)
 		return;
 	inserted = change(mend, psprintf("INSERT INTO %s (%s%s%s) OVERRIDING SYSTEM VALUE SELECT %s%s%s FROM " WRONG_ROWS " AS x"
 									 " WHERE x.what IN ('%c', '%c') AND NOT EXISTS (SELECT FROM %s AS t WHERE %s)",
-									 pyr_table_qualified(mend->layout->table),
+									 mend->layout->here,
 									 named(mend, mend->columns, mend->ncolumns, NULL),
 									 comma, named(mend, mend->own, mend->nown, NULL),
 									 numbered("x.c", mend->ncolumns),
@@ -554,7 +554,7 @@ insert_again(Mend *mend, uint64 cleared)
 		ereport(ERROR,
 				(errcode(ERRCODE_UNIQUE_VIOLATION),
 				 errmsg("the master's rows of table %s do not comply with a unique or exclusion constraint of the slave's",
-						pyr_table_qualified(mend->layout->table)),
+						mend->layout->here),
 				 errhint("Drop the constraint on the slave, or create it on the master.")));
 }
 
@@ -564,7 +564,7 @@ insert_missing(Mend *mend)
 	if (mend->nmissing == 0)
 		return;
 	(void) change(mend, psprintf("INSERT INTO %s (%s) OVERRIDING SYSTEM VALUE SELECT %s FROM " WRONG_ROWS " AS x WHERE x.what = '%c'",
-								 pyr_table_qualified(mend->layout->table),
+								 mend->layout->here,
 								 named(mend, mend->columns, mend->ncolumns, NULL),
 								 numbered("x.c", mend->ncolumns), ROW_MISSING));
 }
@@ -596,7 +596,7 @@ check_key(Mend *mend)
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 				 errmsg("rows of %s cannot be told apart by their key",
-						pyr_table_qualified(mend->layout->table)),
+						mend->layout->here),
 				 errhint("Empty it on the slave, drop the master's log trigger and create it again.")));
 }
 

@@ -683,7 +683,7 @@ settle_asked(void)
 
 		if (!table->is_missing)
 			continue;
-		if (OidIsValid(pyr_layout_find(table)))
+		if (OidIsValid(pyr_layout_find(table)) || pyr_table_place(table).is_mapped)
 		{
 			pyr_table_clear_error(table);
 			pyr_table_set_missing(table, false);
@@ -783,7 +783,8 @@ ask(void *arg)
 	{
 		PyrTable   *table = lfirst(cell);
 
-		pyr_table_set_missing(table, !OidIsValid(pyr_layout_find(table)));
+		pyr_table_set_missing(table, !OidIsValid(pyr_layout_find(table)) &&
+							  !pyr_table_place(table).is_mapped);
 		if (table->is_missing)
 			asked = lappend(asked, table);
 	}

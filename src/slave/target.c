@@ -4,10 +4,12 @@
  *	  Where changes go on the slave: the table, its columns, and how its
  *	  changes may be applied.
  *
- * Tables and columns are found by name.  A value that travelled in binary is
+ * Tables and columns are found by name; a table's may be another one here, see
+ * mapping.c, and several tables of the master's may be one here.  A value that travelled in binary is
  * a parameter of the master's type: if the column here has another one, the
  * server casts it, where it has an assignment cast.  A value that travelled
- * as text goes through the input function of the column here.
+ * as text goes through the input function of the column here; so does one that is
+ * text, if there is no such cast.
  *
  * Usually a table has one target.  It has another one when the master's key
  * or a column's type there was changed, or what is logged of old rows, for the
@@ -53,6 +55,7 @@
 #include "rewrite/prs2lock.h"
 #include "slave/author.h"
 #include "slave/local.h"
+#include "slave/mapping.h"
 #include "slave/statement.h"
 #include "slave/target.h"
 #include "utils/builtins.h"
@@ -165,25 +168,59 @@ pyr_target_is_protected(Oid namespace, Oid relid)
 		 extension == get_extension_oid(PYR_EXTENSION, true));
 }
 
+/*
+ * The relation of that name; InvalidOid: there is none.
+ */
 static Oid
-find_table(PyrShape *shape)
+relation_at(PyrPlace place)
 {
-	Oid			namespace = get_namespace_oid(shape->schema, true);
-	Oid			relid = InvalidOid;
+	Oid			namespace = get_namespace_oid(place.schema, true);
 
-	if (OidIsValid(namespace))
-		relid = get_relname_relid(shape->table, namespace);
+	return OidIsValid(namespace)
+		? get_relname_relid(place.table, namespace) : InvalidOid;
+}
+
+/*
+ * An errdetail, if the table has another name here.
+ */
+static int
+detail_of_mapping(PyrShape *shape)
+{
+	const char *words = pyr_mapping_words(shape->schema, shape->table);
+
+	return words ? errdetail("%s", words) : 0;
+}
+
+/*
+ * The slave's table for changes of that shape.
+ */
+static Oid
+find_table(PyrShape *shape, PyrPlace *place)
+{
+	Oid			relid;
+
+	*place = pyr_mapping_of(shape->schema, shape->table);
+	relid = relation_at(*place);
+
+	/* the table may have got another name just now, and with it another mapping */
+	if (!OidIsValid(relid) && pyr_mapping_refresh())
+	{
+		invalidate(all_targets);
+		*place = pyr_mapping_of(shape->schema, shape->table);
+		relid = relation_at(*place);
+	}
 	if (!OidIsValid(relid))
 		ereport(ERROR,
 				(errcode(ERRCODE_UNDEFINED_TABLE),
 				 errmsg("the master's table \"%s.%s\" does not exist on the slave",
 						shape->schema, shape->table),
+				 detail_of_mapping(shape),
 				 errhint("Create it here, with the rows that the master's had before its log trigger was created, or drop its trigger on the master with py_log_drop_tg.")));
-	if (pyr_target_is_protected(namespace, relid))
+	if (pyr_target_is_protected(get_rel_namespace(relid), relid))
 		ereport(ERROR,
 				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
 				 errmsg("the master may not change \"%s.%s\" on the slave",
-						shape->schema, shape->table),
+						place->schema, place->table),
 				 errdetail("It belongs to the slave's own server, or to pyreplica.")));
 	return relid;
 }
@@ -213,9 +250,28 @@ find_column(PyrTarget *target, PyrShape *shape, const char *name)
 				(errcode(ERRCODE_UNDEFINED_COLUMN),
 				 errmsg("column \"%s\" of the master's table \"%s.%s\" does not exist on the slave",
 						name, shape->schema, shape->table),
+				 detail_of_mapping(shape),
 				 errhint("Add the column to the slave's table \"%s.%s\".",
-						 shape->schema, shape->table)));
+						 target->schema, target->table)));
 	return number;
+}
+
+static bool
+can_assign(Oid source, Oid destination)
+{
+	return getBaseType(destination) == source ||
+		can_coerce_type(1, &source, &destination, COERCION_ASSIGNMENT);
+}
+
+/*
+ * Whether a value that is text becomes one of another type by being read as one.
+ */
+static bool
+is_read_from_text(Oid source, Oid destination)
+{
+	return pyr_wire_of_type(source) == PYR_WIRE_STRING &&
+		TypeCategory(source) == TYPCATEGORY_STRING &&
+		!can_assign(source, destination);
 }
 
 /*
@@ -228,7 +284,7 @@ learn_column(PyrTarget *target, PyrShape *shape, PyrTargetColumn *column,
 	Oid			function;
 	Oid			destination = column->type;
 
-	if (!OidIsValid(source))
+	if (!OidIsValid(source) || is_read_from_text(source, destination))
 	{
 		column->wire = PYR_WIRE_TEXT;
 		column->param_type = destination;
@@ -245,8 +301,7 @@ learn_column(PyrTarget *target, PyrShape *shape, PyrTargetColumn *column,
 					 errmsg("column \"%s\" of the master's table \"%s.%s\" has type %u, which cannot be read here",
 							column->name, shape->schema, shape->table, source),
 					 errhint("The master may run a newer version of pyreplica.")));
-		if (getBaseType(destination) != source &&
-			!can_coerce_type(1, &source, &destination, COERCION_ASSIGNMENT))
+		if (!can_assign(source, destination))
 			ereport(ERROR,
 					(errcode(ERRCODE_DATATYPE_MISMATCH),
 					 errmsg("column \"%s\" of table \"%s.%s\" has type %s on the master and type %s on the slave",
@@ -516,7 +571,7 @@ fill_policy(PyrTarget *target)
  * Learns all there is to know of the table, in the target's memory.
  */
 static void
-fill_target(PyrTarget *target, PyrShape *shape)
+fill_target(PyrTarget *target, PyrShape *shape, PyrPlace place)
 {
 	Relation	rel = relation_open(target->relid, AccessShareLock);
 	int			key[INDEX_MAX_KEYS];
@@ -525,8 +580,8 @@ fill_target(PyrTarget *target, PyrShape *shape)
 
 	target->owner = rel->rd_rel->relowner;
 	target->relkind = rel->rd_rel->relkind;
-	target->schema = pstrdup(shape->schema);
-	target->table = pstrdup(shape->table);
+	target->schema = pstrdup(place.schema);
+	target->table = pstrdup(place.table);
 	fill_columns(target, rel);
 	target->fires_as_origin = fires_as_origin(rel);
 	linked = look_at_members(target);
@@ -556,7 +611,7 @@ fill_target(PyrTarget *target, PyrShape *shape)
 }
 
 static PyrTarget *
-create_target(Oid relid, PyrShape *shape)
+create_target(Oid relid, PyrShape *shape, PyrPlace place)
 {
 	MemoryContext context = AllocSetContextCreate(TopMemoryContext,
 												  "pyreplica target",
@@ -573,7 +628,7 @@ create_target(Oid relid, PyrShape *shape)
 	target->valid = true;
 	register_target(target, relid);
 	MemoryContextSwitchTo(context);
-	fill_target(target, shape);
+	fill_target(target, shape, place);
 	MemoryContextSwitchTo(oldcontext);
 	return target;
 }
@@ -615,7 +670,8 @@ suits(PyrTarget *target, PyrShape *shape)
 static PyrTarget *
 find_target(PyrShape *shape)
 {
-	Oid			relid = find_table(shape);
+	PyrPlace	place;
+	Oid			relid = find_table(shape, &place);
 	ListCell   *cell;
 
 	foreach(cell, targets_of(relid))
@@ -625,7 +681,7 @@ find_target(PyrShape *shape)
 		if (target->relid == relid && suits(target, shape))
 			return target;
 	}
-	return create_target(relid, shape);
+	return create_target(relid, shape, place);
 }
 
 /*
