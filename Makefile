@@ -53,6 +53,7 @@ OBJS = \
 	src/slave/sequences.o \
 	src/slave/merge.o \
 	src/slave/target.o \
+	src/slave/foreign.o \
 	src/slave/statement.o \
 	src/slave/sets.o \
 	src/slave/author.o \

@@ -41,6 +41,7 @@
 #include "slave/collision.h"
 #include "slave/conflict.h"
 #include "slave/copy.h"
+#include "slave/foreign.h"
 #include "slave/local.h"
 #include "slave/mapping.h"
 #include "slave/mend.h"
@@ -349,7 +350,8 @@ is_made_among_stale_rows(ApplyState *state, PyrBinding *binding,
 	PyrTable   *table = pyr_tables_of_shape(state->change->shape);
 	ErrorData  *error;
 
-	if (!pyr_table_has_stale_rows(table))
+	/* what stale rows of other servers are unique in is not known */
+	if (!pyr_table_has_stale_rows(table) || binding->target->is_foreign)
 		return false;
 	if (!pyr_local_try(attempt_change, &by_itself, &error))
 	{
@@ -499,6 +501,10 @@ merge_change(ApplyState *state, PyrBinding *binding)
 	}
 	if (binding->is_empty)
 		return true;
+
+	/* rows may be there under keys that they had in between */
+	if (pyr_foreign_may_be_made(target) && binding->merge.new_key != NULL)
+		return false;
 
 	keeps_order = pyr_target_keeps_order(target, window_number) ||
 		state->change->shape->has_shared_key;
@@ -924,6 +930,8 @@ pyr_apply_window(const char *replica, PyrWindow *window, int encoding,
 		pyr_position_store(replica, position);
 	pyr_author_stamp(state.last_at);
 	pyr_local_commit_transaction();
+	if (!pyr_window_is_empty(window))
+		pyr_foreign_window_applied();
 	if (supplement != NULL && supplement->settle != NULL)
 		supplement->settle(supplement);
 

@@ -693,10 +693,13 @@ apply_chunk(PyrSupplement *supplement, Copy *copy, void (*between) (void))
 		begin_table(table, copy->layout);
 
 	/*
-	 * COPY does not write to a view that has no triggers for it; but rows can be
-	 * made equal there.
+	 * What is written to other servers may stay there although we are taken
+	 * back.  So it is written over what is there; and that copying has begun is
+	 * known before.  (COPY does not write to a view that has no triggers for it;
+	 * but rows can be made equal there.)
 	 */
-	if (!copy->layout->takes_copy && !table->is_resync)
+	if ((copy->layout->is_foreign || !copy->layout->takes_copy) &&
+		!table->is_resync)
 	{
 		table->is_resync = true;
 		pyr_table_store(table);

@@ -172,6 +172,42 @@ append_constants(StringInfo sql, PyrLayout *of, bool is_here, char **constants)
 }
 
 /*
+ * Appends that the key is greater than the constants, or less if "is_less", or
+ * equal if "or_equal".  Another server is not sent rows of columns to be compared,
+ * so there it is said column by column.
+ */
+static void
+append_comparison(StringInfo sql, PyrLayout *of, bool is_here, bool is_indexed,
+				  bool is_less, bool or_equal, char **constants)
+{
+	const char *strictly = is_less ? "<" : ">";
+
+	if (!is_here || !of->is_foreign)
+	{
+		append_key(sql, of, is_indexed);
+		appendStringInfo(sql, " %s%s ", strictly, or_equal ? "=" : "");
+		append_constants(sql, of, is_here, constants);
+		return;
+	}
+	for (int i = 0; i < of->nkey; i++)
+	{
+		char	   *column = psprintf("%s%s", is_indexed ? "" : "t.",
+									  quote_identifier(of->key[i]));
+		char	   *constant = psprintf("%s::%s", quote_literal_cstr(constants[i]),
+										of->key_types_here[i]);
+
+		if (i == of->nkey - 1)
+			appendStringInfo(sql, "%s %s%s %s", column, strictly,
+							 or_equal ? "=" : "", constant);
+		else
+			appendStringInfo(sql, "(%s %s %s OR %s = %s AND ", column, strictly,
+							 constant, column, constant);
+	}
+	for (int i = 0; i < of->nkey - 1; i++)
+		appendStringInfoChar(sql, ')');
+}
+
+/*
  * Appends conditions for keys in the range; NULL: it has no such end.  Of the
  * master's rows only those count that are logged; here there should not be
  * others.
@@ -188,17 +224,13 @@ append_range(StringInfo sql, const char *word, PyrLayout *layout, bool is_here,
 	if (after != NULL)
 	{
 		appendStringInfoString(sql, word);
-		append_key(sql, layout, is_indexed);
-		appendStringInfoString(sql, " > ");
-		append_constants(sql, layout, is_here, after);
+		append_comparison(sql, layout, is_here, is_indexed, false, false, after);
 		word = " AND ";
 	}
 	if (upto != NULL)
 	{
 		appendStringInfoString(sql, word);
-		append_key(sql, layout, is_indexed);
-		appendStringInfoString(sql, " <= ");
-		append_constants(sql, layout, is_here, upto);
+		append_comparison(sql, layout, is_here, is_indexed, true, true, upto);
 	}
 }
 
@@ -352,6 +384,7 @@ fill_layout(PyrLayout *of, char **row)
 	char	  **types;
 
 	of->relkind = rel->rd_rel->relkind;
+	of->is_foreign = pyr_target_is_foreign(of->relid);
 	of->takes_copy = of->relkind != RELKIND_VIEW ||
 		(rel->trigdesc != NULL && rel->trigdesc->trig_insert_instead_row);
 	of->key = split_all(row[0], &of->nkey, -1, false);

@@ -34,6 +34,7 @@ typedef struct PyrLayout
 								 * how they sort there */
 	char	   *row_filter;		/* which rows the master logs, as SQL; NULL: all */
 	bool		is_sorted;		/* keys compare here as on the master */
+	bool		is_foreign;		/* rows are on other servers, or some are */
 	bool		takes_copy;		/* COPY can write there */
 	bool		is_binary;		/* all columns have a type here that is written
 								 * as on the master */

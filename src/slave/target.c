@@ -26,8 +26,11 @@
  *   cascade passes the net effect on.)
  * - under an exclusion constraint, or with a key that is not unique at any
  *   time on both sides, or computed here, changes of the table have to come one
- *   by one, in order, but apart from those of others.  So do those of foreign
- *   tables, where a statement with a join would fetch the whole table.
+ *   by one, in order, but apart from those of others.
+ * - foreign tables of postgres_fdw take sets, by statements that are sent as they
+ *   are (see statement.c), if the key has types that are built in.  How others work
+ *   is not known, so there changes come one by one as well.  That the key tells rows
+ *   apart is not known of any of them, but taken for granted.
  *
  *-------------------------------------------------------------------------
  */
@@ -35,6 +38,7 @@
 
 #include "access/htup_details.h"
 #include "access/relation.h"
+#include "access/transam.h"
 #include "catalog/catalog.h"
 #include "catalog/dependency.h"
 #include "catalog/namespace.h"
@@ -48,6 +52,7 @@
 #include "commands/trigger.h"
 #include "common/compat.h"
 #include "common/keys.h"
+#include "foreign/foreign.h"
 #include "mb/pg_wchar.h"
 #include "miscadmin.h"
 #include "parser/parse_coerce.h"
@@ -63,6 +68,7 @@
 #include "utils/inval.h"
 #include "utils/lsyscache.h"
 #include "utils/memutils.h"
+#include "utils/partcache.h"
 #include "utils/rel.h"
 #include "utils/syscache.h"
 
@@ -398,6 +404,61 @@ fires_as_origin(Relation rel)
 }
 
 /*
+ * Whether the foreign table is one of postgres_fdw.
+ */
+static bool
+is_of_postgres_fdw(Relation rel)
+{
+	ForeignServer *server = GetForeignServer(GetForeignTable(RelationGetRelid(rel))->serverid);
+	ForeignDataWrapper *wrapper = GetForeignDataWrapper(server->fdwid);
+	Oid			extension;
+
+	if (!OidIsValid(wrapper->fdwhandler))
+		return false;
+	extension = getExtensionOfObject(ProcedureRelationId, wrapper->fdwhandler);
+	return OidIsValid(extension) &&
+		extension == get_extension_oid("postgres_fdw", true);
+}
+
+/*
+ * Whether the table, or a part of it, is a foreign one.
+ */
+bool
+pyr_target_is_foreign(Oid relid)
+{
+	ListCell   *cell;
+
+	foreach(cell, find_all_inheritors(relid, AccessShareLock, NULL))
+	{
+		if (get_rel_relkind(lfirst_oid(cell)) == RELKIND_FOREIGN_TABLE)
+			return true;
+	}
+	return false;
+}
+
+/*
+ * The columns that tell where in the partitioned table a row goes.
+ */
+static Bitmapset *
+routing_columns(PyrTarget *target, Relation rel)
+{
+	PartitionKey key = RelationGetPartitionKey(rel);
+	Bitmapset  *columns = NULL;
+
+	for (int i = 0; i < get_partition_natts(key); i++)
+	{
+		AttrNumber	attnum = get_partition_col_attnum(key, i);
+
+		/* if it is an expression, all may */
+		if (attnum == InvalidAttrNumber)
+			return bms_add_range(NULL, 0, target->ncolumns);
+		columns = bms_add_member(columns,
+								 column_number(target, NameStr(TupleDescAttr(RelationGetDescr(rel), attnum - 1)->attname)));
+	}
+	return columns;
+}
+
+/*
  * The route for what one relation, a table or partition, says.
  */
 static PyrRoute
@@ -412,7 +473,9 @@ route_of_relation(Relation rel)
 			return pyr_has_exclusion(rel) ? PYR_ROUTE_ORDERED : PYR_ROUTE_SETS;
 
 		case RELKIND_FOREIGN_TABLE:
-			return is_watched(rel) ? PYR_ROUTE_AT_ONCE : PYR_ROUTE_ORDERED;
+			if (is_watched(rel))
+				return PYR_ROUTE_AT_ONCE;
+			return is_of_postgres_fdw(rel) ? PYR_ROUTE_SETS : PYR_ROUTE_ORDERED;
 
 		default:
 			return PYR_ROUTE_AT_ONCE;
@@ -467,6 +530,11 @@ look_at_members(PyrTarget *target)
 			target->is_local = false;
 		if (!can_arbitrate(rel))
 			target->can_arbitrate = false;
+		if (rel->rd_rel->relkind == RELKIND_FOREIGN_TABLE)
+			target->is_foreign = true;
+		if (rel->rd_rel->relkind == RELKIND_PARTITIONED_TABLE)
+			target->routing = bms_join(target->routing,
+									   routing_columns(target, rel));
 		target->is_forwarded = target->is_forwarded || is_forwarded(rel);
 		if (lfirst_oid(cell) == target->relid)
 			linked = pyr_unique_columns(rel);
@@ -518,6 +586,20 @@ whole_row(PyrTarget *target)
 }
 
 /*
+ * Whether conditions on the key can be sent to another server.
+ */
+static bool
+is_key_built_in(PyrTarget *target, const AttrNumber *key, int nkey)
+{
+	for (int i = 0; i < nkey; i++)
+	{
+		if (target->columns[key[i] - 1].type >= FirstGenbkiObjectId)
+			return false;
+	}
+	return true;
+}
+
+/*
  * Whether the key tells rows apart at any time, and says where a row goes: a
  * unique index looks at it at once, no table inherits from this one and has
  * rows with the same keys, and no part of it is computed here.
@@ -532,6 +614,8 @@ is_key_followed(PyrTarget *target, Relation rel, const AttrNumber *key, int nkey
 	}
 	if (target->relkind == RELKIND_RELATION && rel->rd_rel->relhassubclass)
 		return false;
+	if (target->is_foreign)
+		return is_key_built_in(target, key, nkey);
 	return nkey == 0 || pyr_key_is_unique(rel, key, nkey, true);
 }
 
