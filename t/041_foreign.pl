@@ -209,7 +209,7 @@ die_between('and one that was changed since',
 	[ $many =~ s/20(?=\d\d\d)/30/gr, q(UPDATE one SET a = 'later' WHERE id > 30100; DELETE FROM one WHERE id > 30400) ],
 	[]);
 die_between('with keys that changed', ['whole'],
-	[ <<'SQL', q(UPDATE one SET id = id + 1000000 WHERE id BETWEEN 30001 AND 30010; INSERT INTO one VALUES (40001, 7)) ], []);
+	[ <<'SQL', q(UPDATE one SET id = id + 1000000 WHERE id BETWEEN 30001 AND 30010; UPDATE one SET id = 40004 WHERE id = 40003; INSERT INTO one VALUES (40001, 7)) ], []);
 DELETE FROM one WHERE id = 30005;
 UPDATE one SET id = 30005 WHERE id = 30006;
 INSERT INTO one VALUES (40001, 1, 'a'), (40002, 1, 'b');
