@@ -390,4 +390,53 @@ ok( $slave->poll_query_until('postgres',
   or diag($slave->safe_psql('postgres', 'SELECT * FROM pyreplica_tables'));
 is_like($_, $_, "resynced: $_") for @targets;
 
+# ---- Copy workers, and tables that pyreplica makes ----
+
+$master->safe_psql('postgres', 'CREATE SCHEMA crowd');
+$slave->safe_psql('postgres', <<'SQL');
+CREATE SCHEMA masses;
+CREATE FUNCTION masses.tell() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+	NEW.by := (SELECT backend_type FROM pg_catalog.pg_stat_activity WHERE pid = pg_catalog.pg_backend_pid());
+	RETURN NEW;
+END $$;
+SELECT pyreplica_map_schema('crowd', 'masses');
+SQL
+foreach my $table (map { "t$_" } 1 .. 4)
+{
+	$master->safe_psql('postgres', <<"SQL");
+CREATE TABLE crowd.$table (id int PRIMARY KEY, a text);
+INSERT INTO crowd.$table SELECT i, 'row ' || i FROM generate_series(1, 8000) i;
+ANALYZE crowd.$table;
+SQL
+	$slave->safe_psql('postgres', <<"SQL");
+CREATE TABLE masses.$table (id int PRIMARY KEY, a text, by text);
+CREATE TRIGGER tell BEFORE INSERT ON masses.$table FOR EACH ROW EXECUTE FUNCTION masses.tell();
+ALTER TABLE masses.$table ENABLE ALWAYS TRIGGER tell;
+SQL
+}
+$master->safe_psql('postgres', 'BEGIN; ' . join('', map { "SELECT py_log_create_tg('crowd', 't$_'); " } 1 .. 4) . 'COMMIT');
+ok( $slave->poll_query_until('postgres',
+		q(SELECT count(*) = 4 AND bool_and(state = 'ready') FROM pyreplica_tables WHERE schemaname = 'crowd')),
+	'many tables with other names are copied')
+  or diag($slave->safe_psql('postgres', 'SELECT * FROM pyreplica_tables'));
+is( $slave->safe_psql('postgres', 'SELECT id, a FROM masses.t' . $_ . ' ORDER BY id'),
+	$master->safe_psql('postgres', 'SELECT id, a FROM crowd.t' . $_ . ' ORDER BY id'),
+	"as they are: $_") for 1 .. 4;
+is( $slave->safe_psql('postgres',
+		'SELECT string_agg(DISTINCT by, $$, $$) FROM (' . join(' UNION ALL ', map { "SELECT by FROM masses.t$_" } 1 .. 4) . ') t'),
+	'pyreplica copy worker, pyreplica worker', 'by copy workers as well');
+
+# What has another name is not created; the others are.
+set_conf($slave, 'pyreplica.copy_schema = on');
+$master->safe_psql('postgres', 'CREATE TABLE crowd.late (id int PRIMARY KEY); CREATE TABLE made (id int PRIMARY KEY)');
+$master->safe_psql('postgres', q(SELECT py_log_create_tg('crowd', 'late'), py_log_create_tg('made')));
+ok($slave->poll_query_until('postgres', q(SELECT state = 'ready' FROM pyreplica_tables WHERE tablename = 'made')),
+	'a table with its own name is created by copy_schema');
+ok( $slave->poll_query_until('postgres',
+		q(SELECT last_error ~ '"masses.late" does not exist.*makes no tables that have another name' FROM pyreplica_tables WHERE tablename = 'late')),
+	'one with another name is not, which is said')
+  or diag($slave->safe_psql('postgres', 'SELECT * FROM pyreplica_tables'));
+is($slave->safe_psql('postgres', q(SELECT to_regclass('crowd.late'), to_regclass('masses.late'))), '|', 'under neither name');
+
 done_testing();

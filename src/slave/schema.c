@@ -302,7 +302,8 @@ judge_new_relation(Making *making, RangeVar *relation)
 		(is_ours(relation->relname) &&
 		 !pyr_tables_is_followed(relation->schemaname, relation->relname)))
 		return PASS_OVER;
-	if (exists(relation))
+	if (exists(relation) ||
+		pyr_mapping_of(relation->schemaname, relation->relname).is_mapped)
 		return PASS_OVER;
 	note_made(making, relation);
 	return MAKE;
