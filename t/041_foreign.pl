@@ -165,7 +165,7 @@ SQL
 		$session{$database} = $remote->background_psql($database);
 		$session{$database}->query_safe('SELECT pg_advisory_lock(4711)');
 	}
-	$master->safe_psql('postgres', $changes->[0]);
+	$master->safe_psql('postgres', "BEGIN;\n$changes->[0];\nCOMMIT");
 	my $waiting = q(SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted);
 	poll_until(sub { $remote->safe_psql('postgres', $waiting) > 0 })
 	  or BAIL_OUT("nobody waits over there:\n" . status($slave));
