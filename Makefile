@@ -42,6 +42,7 @@ OBJS = \
 	src/slave/origin.o \
 	src/slave/fetch.o \
 	src/slave/tables.o \
+	src/slave/mapping.o \
 	src/slave/layout.o \
 	src/slave/collision.o \
 	src/slave/mend.o \
@@ -54,6 +55,7 @@ OBJS = \
 	src/slave/sequences.o \
 	src/slave/merge.o \
 	src/slave/target.o \
+	src/slave/foreign.o \
 	src/slave/statement.o \
 	src/slave/sets.o \
 	src/slave/author.o \

@@ -668,19 +668,28 @@ AS 'MODULE_PATHNAME' LANGUAGE C VOLATILE STRICT;
 -- Where they are, for a slave.  One that somebody has locked, or that is being
 -- dropped, has no value.  They are read by OID: another object that has got a
 -- sequence's name by now is none of our business, least of all with our rights.
+-- (The table and column tell which sequence it is for a slave where tables have
+-- other names.)
 CREATE FUNCTION py_log_sequences(OUT schemaname text, OUT sequencename text,
 	OUT last_value bigint, OUT is_called boolean,
-	OUT increment bigint, OUT start bigint)
+	OUT increment bigint, OUT start bigint,
+	OUT table_schema text, OUT table_name text, OUT column_name text)
 RETURNS SETOF record
 LANGUAGE sql VOLATILE SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 AS $$
-	SELECT n.nspname, c.relname, v.last_value, v.is_called, s.seqincrement, s.seqstart
-	  FROM pg_class c
+	SELECT n.nspname, c.relname, v.last_value, v.is_called, s.seqincrement, s.seqstart,
+		   tn.nspname, t.relname, a.attname
+	  FROM (SELECT DISTINCT ON (u.sequence) u.sequence, u.tab, u.attnum
+			  FROM @extschema@.py_log_sequence_use u
+			 ORDER BY u.sequence, u.tab, u.attnum) u
+	  JOIN pg_class c ON c.oid = u.sequence
 	  JOIN pg_namespace n ON n.oid = c.relnamespace
 	  JOIN pg_sequence s ON s.seqrelid = c.oid
+	  JOIN pg_class t ON t.oid = u.tab
+	  JOIN pg_namespace tn ON tn.oid = t.relnamespace
+	  JOIN pg_attribute a ON a.attrelid = u.tab AND a.attnum = u.attnum
 	 CROSS JOIN LATERAL @extschema@.py_log_sequence_value(c.oid) v
-	 WHERE c.oid IN (SELECT u.sequence FROM @extschema@.py_log_sequence_use u)
 $$;
 
 -- For several masters of the same tables: each makes values that no other does.
@@ -1360,6 +1369,33 @@ COMMENT ON COLUMN pyreplica_difference.range IS 'those of one number were found,
 COMMENT ON TABLE pyreplica_difference IS
 'pyreplica: rows that a verification found to be missing here, to be extra, or to differ from the master''s';
 
+-- Tables of the master that have another name here.  Of several rows that are about
+-- a table, one that names it counts before one that names its schema, then one
+-- for its replica before one for all.
+CREATE TABLE pyreplica_mapping (
+	replica		text,
+	schemaname	text NOT NULL,
+	tablename	text,
+	local_schema text NOT NULL,
+	local_table	text,
+	CHECK ((tablename IS NULL) = (local_table IS NULL))
+);
+CREATE UNIQUE INDEX pyreplica_mapping_key ON pyreplica_mapping
+	(coalesce(replica, ''), schemaname, coalesce(tablename, ''));
+SELECT pg_catalog.pg_extension_config_dump('@extschema@.pyreplica_mapping', '');
+COMMENT ON TABLE pyreplica_mapping IS
+'pyreplica: the master''s tables that have another name here; to be changed with pyreplica_map_table and pyreplica_map_schema';
+COMMENT ON COLUMN pyreplica_mapping.replica IS 'null: all that have no row of their own';
+COMMENT ON COLUMN pyreplica_mapping.schemaname IS 'the master''s, as tablename is';
+COMMENT ON COLUMN pyreplica_mapping.tablename IS 'null: all tables of the schema that have no row of their own';
+
+CREATE FUNCTION pyreplica_mapping_changed() RETURNS trigger
+AS 'MODULE_PATHNAME', 'pyreplica_mapping_changed' LANGUAGE C;
+CREATE TRIGGER pyreplica_mapping_changed
+	AFTER INSERT OR UPDATE OR DELETE OR TRUNCATE ON pyreplica_mapping
+	FOR EACH STATEMENT EXECUTE FUNCTION @extschema@.pyreplica_mapping_changed();
+ALTER TABLE pyreplica_mapping ENABLE ALWAYS TRIGGER pyreplica_mapping_changed;
+
 -- What pyreplica_sync_sequences did last.
 CREATE TABLE pyreplica_sequence (
 	replica		text,
@@ -1468,6 +1504,20 @@ CREATE TABLE pyreplica_skip_request (
 	requested_at timestamptz NOT NULL DEFAULT pg_catalog.now()
 );
 
+-- Where each table is here; as mapping.c finds it.
+CREATE VIEW pyreplica_place AS
+SELECT t.replica, t.schemaname, t.tablename,
+	   coalesce(m.local_schema, t.schemaname) AS local_schema,
+	   coalesce(m.local_table, t.tablename) AS local_table
+  FROM @extschema@.pyreplica_table t
+  LEFT JOIN LATERAL (SELECT p.local_schema, p.local_table
+					   FROM @extschema@.pyreplica_mapping p
+					  WHERE (p.replica IS NULL OR p.replica = t.replica)
+						AND p.schemaname = t.schemaname
+						AND (p.tablename IS NULL OR p.tablename = t.tablename)
+					  ORDER BY p.tablename IS NULL, p.replica IS NULL
+					  LIMIT 1) m ON true;
+
 CREATE VIEW pyreplica_tables AS
 SELECT t.replica, t.schemaname, t.tablename,
 	   CASE WHEN t.last_error IS NOT NULL THEN 'error' ELSE t.state END AS state,
@@ -1481,8 +1531,10 @@ SELECT t.replica, t.schemaname, t.tablename,
 	   t.started_at, t.finished_at,
 	   coalesce(t.last_error, d.last_error) AS last_error,
 	   CASE WHEN t.last_error IS NOT NULL THEN t.last_error_at ELSE d.last_error_at END AS last_error_at,
-	   t.verified_at, t.differences, d.definitions_left
-  FROM @extschema@.pyreplica_table t,
+	   t.verified_at, t.differences, d.definitions_left,
+	   CASE WHEN l.local_schema <> t.schemaname OR l.local_table <> t.tablename
+			THEN pg_catalog.format('%I.%I', l.local_schema, l.local_table) END AS slave_table
+  FROM @extschema@.pyreplica_table t JOIN @extschema@.pyreplica_place l USING (replica, schemaname, tablename),
 	   LATERAL (SELECT pg_catalog.count(*) AS definitions_left,
 					   (pg_catalog.array_agg(p.last_error ORDER BY p.last_error_at DESC NULLS LAST))[1] AS last_error,
 					   pg_catalog.max(p.last_error_at) AS last_error_at
@@ -1512,19 +1564,103 @@ COMMENT ON VIEW pyreplica_status IS
 CREATE FUNCTION pyreplica_wake() RETURNS void
 AS 'MODULE_PATHNAME', 'pyreplica_wake' LANGUAGE C VOLATILE STRICT;
 
--- The replicas of this database that follow a table, of those that there are
--- (rows of pyreplica_table may be left of others).
+-- The replicas of this database that follow a table, by its name here, of those
+-- that there are (rows of pyreplica_table may be left of others).
 CREATE FUNCTION pyreplica_followers(schemaname text, tablename text)
 RETURNS text[]
 LANGUAGE sql STABLE
 SET search_path = pg_catalog, pg_temp
 AS $$
-	SELECT coalesce(array_agg(t.replica ORDER BY t.replica), '{}')
-	  FROM @extschema@.pyreplica_table t
-	 WHERE t.schemaname = $1 AND t.tablename = $2
+	SELECT coalesce(array_agg(DISTINCT t.replica ORDER BY t.replica), '{}')
+	  FROM @extschema@.pyreplica_place t
+	 WHERE t.local_schema = $1 AND t.local_table = $2
 	   AND t.replica IN (SELECT s.replica FROM @extschema@.pyreplica_status() s
 						  WHERE s.database = current_database())
 $$;
+
+-- A name as users write it, in its two parts.
+CREATE FUNCTION pyreplica_name_parts(name text)
+RETURNS text[]
+LANGUAGE plpgsql IMMUTABLE STRICT
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+	parts	text[] := parse_ident(name);
+BEGIN
+	IF cardinality(parts) > 2 THEN
+		RAISE EXCEPTION 'improper table name: %', name
+			USING ERRCODE = 'syntax_error',
+			HINT = 'It is schema.table, or just the table if that is in the schema public.';
+	END IF;
+	RETURN CASE cardinality(parts) WHEN 1 THEN ARRAY['public'] || parts ELSE parts END;
+END
+$$;
+
+-- Lays a mapping down, or takes it away.
+CREATE FUNCTION pyreplica_map(schemaname text, tablename text, local_schema text, local_table text, replica text)
+RETURNS void
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $$
+#variable_conflict use_column
+BEGIN
+	IF pyreplica_map.local_schema IS NULL THEN
+		DELETE FROM @extschema@.pyreplica_mapping m
+		 WHERE m.schemaname = pyreplica_map.schemaname
+		   AND m.tablename IS NOT DISTINCT FROM pyreplica_map.tablename
+		   AND m.replica IS NOT DISTINCT FROM pyreplica_map.replica;
+		IF NOT FOUND THEN
+			RAISE EXCEPTION 'nothing is laid down about "%" of the master%',
+				concat_ws('.', pyreplica_map.schemaname, pyreplica_map.tablename),
+				coalesce(' for replica "' || pyreplica_map.replica || '"', '')
+				USING ERRCODE = 'undefined_object',
+				HINT = 'See pyreplica_mapping.';
+		END IF;
+	ELSE
+		INSERT INTO @extschema@.pyreplica_mapping (replica, schemaname, tablename, local_schema, local_table)
+		VALUES (pyreplica_map.replica, pyreplica_map.schemaname, pyreplica_map.tablename,
+				pyreplica_map.local_schema, pyreplica_map.local_table)
+		ON CONFLICT (coalesce(replica, ''), schemaname, coalesce(tablename, '')) DO UPDATE
+		   SET local_schema = excluded.local_schema, local_table = excluded.local_table;
+	END IF;
+	PERFORM @extschema@.pyreplica_wake();
+END
+$$;
+
+CREATE FUNCTION pyreplica_map_table(master_table text, slave_table text, replica text DEFAULT NULL)
+RETURNS void
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+	there	text[] := @extschema@.pyreplica_name_parts(master_table);
+	here	text[] := @extschema@.pyreplica_name_parts(slave_table);
+BEGIN
+	IF there IS NULL THEN
+		RAISE EXCEPTION 'the master''s table must be named'
+			USING ERRCODE = 'null_value_not_allowed';
+	END IF;
+	PERFORM @extschema@.pyreplica_map(there[1], there[2], here[1], here[2], replica);
+END
+$$;
+COMMENT ON FUNCTION pyreplica_map_table(text, text, text) IS
+'the master''s table (or sequence) has another name here, for one replica or all; null: the same name again';
+
+CREATE FUNCTION pyreplica_map_schema(master_schema text, slave_schema text, replica text DEFAULT NULL)
+RETURNS void
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+	IF master_schema IS NULL THEN
+		RAISE EXCEPTION 'the master''s schema must be named'
+			USING ERRCODE = 'null_value_not_allowed';
+	END IF;
+	PERFORM @extschema@.pyreplica_map(master_schema, NULL, slave_schema, NULL, replica);
+END
+$$;
+COMMENT ON FUNCTION pyreplica_map_schema(text, text, text) IS
+'the master''s tables of that schema are in another one here, for one replica or all; null: in the same again';
 
 -- Making rows equal to one master's takes away those of another.
 CREATE FUNCTION pyreplica_refuse_shared(schemaname text, tablename text, followers text[])
@@ -1563,8 +1699,10 @@ BEGIN
 		followers := ARRAY[pyreplica_resync.replica];
 	END IF;
 	UPDATE @extschema@.pyreplica_table t SET wants_resync = true
-	 WHERE t.schemaname = nspname AND t.tablename = relname
-	   AND t.replica = ANY (followers);
+	  FROM @extschema@.pyreplica_place p
+	 WHERE p.local_schema = nspname AND p.local_table = relname
+	   AND p.replica = ANY (followers)
+	   AND t.replica = p.replica AND t.schemaname = p.schemaname AND t.tablename = p.tablename;
 	IF NOT FOUND THEN
 		RAISE EXCEPTION 'table "%.%" is not replicated', nspname, relname
 			USING ERRCODE = 'undefined_object',
@@ -1721,8 +1859,9 @@ BEGIN
 	END IF;
 	IF repair AND replica IS NULL THEN
 		FOR shared IN
-			SELECT DISTINCT t.schemaname, t.tablename FROM @extschema@.pyreplica_table t
-			 WHERE pyreplica_verify.tablename IS NULL OR (t.schemaname = nspname AND t.tablename = relname)
+			SELECT DISTINCT t.local_schema AS schemaname, t.local_table AS tablename
+			  FROM @extschema@.pyreplica_place t
+			 WHERE pyreplica_verify.tablename IS NULL OR (t.local_schema = nspname AND t.local_table = relname)
 		LOOP
 			PERFORM @extschema@.pyreplica_refuse_shared(shared.schemaname, shared.tablename,
 				@extschema@.pyreplica_followers(shared.schemaname, shared.tablename));
@@ -1823,7 +1962,7 @@ REVOKE ALL ON replica_log, replica_log_1, replica_log_2, replica_log_3,
 	py_log_sequence_use, pyreplica_sequence,
 	pyreplica_conflict_resolution, pyreplica_conflicts,
 	pyreplica_conflict_counts, pyreplica_failure, pyreplica_failure_change,
-	pyreplica_skip_request FROM PUBLIC;
+	pyreplica_skip_request, pyreplica_mapping, pyreplica_place FROM PUBLIC;
 REVOKE ALL ON SEQUENCE replica_log_current FROM PUBLIC;
 REVOKE ALL ON FUNCTION
 	py_log_changes(bytea), py_log_replica(), py_log_node(),
@@ -1846,9 +1985,12 @@ REVOKE ALL ON FUNCTION
 	pyreplica_status(), pyreplica_wake(), pyreplica_resync(regclass, text),
 	pyreplica_followers(text, text), pyreplica_refuse_shared(text, text, text[]),
 	pyreplica_set_conflict_resolution(regclass, text, text),
+	pyreplica_mapping_changed(), pyreplica_name_parts(text),
+	pyreplica_map(text, text, text, text, text),
+	pyreplica_map_table(text, text, text), pyreplica_map_schema(text, text, text),
 	pyreplica_skip(text, bigint, xid8, bigint, boolean),
 	pyreplica_verify_run(text, text, text, boolean), pyreplica_verify(regclass, text, boolean)
 FROM PUBLIC;
 GRANT SELECT ON pyreplica_slaves, pyreplica_status, pyreplica_tables,
-	pyreplica_conflict_resolution, pyreplica_conflict_counts TO pg_monitor;
+	pyreplica_conflict_resolution, pyreplica_conflict_counts, pyreplica_mapping TO pg_monitor;
 GRANT EXECUTE ON FUNCTION pyreplica_status(), py_log_slave_pid(text) TO pg_monitor;

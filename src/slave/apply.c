@@ -41,7 +41,9 @@
 #include "slave/collision.h"
 #include "slave/conflict.h"
 #include "slave/copy.h"
+#include "slave/foreign.h"
 #include "slave/local.h"
+#include "slave/mapping.h"
 #include "slave/mend.h"
 #include "slave/merge.h"
 #include "slave/sets.h"
@@ -220,6 +222,8 @@ static void
 error_context(void *arg)
 {
 	ApplyState *state = arg;
+	PyrShape   *shape;
+	PyrPlace	here;
 	char	   *key = "";
 
 	if (state->sets.target != NULL)
@@ -244,9 +248,12 @@ error_context(void *arg)
 		key = pyr_describe_key(state->change, state->encoding);
 		state->is_describing = false;
 	}
-	errcontext("pyreplica %s: applying %s table \"%s.%s\"%s of the master's transaction " UINT64_FORMAT ", commit number " INT64_FORMAT,
-			   state->replica, verb_words(state->change->shape->verb),
-			   state->change->shape->schema, state->change->shape->table,
+	shape = state->change->shape;
+	here = pyr_mapping_of(shape->schema, shape->table);
+	errcontext("pyreplica %s: applying %s table \"%s.%s\"%s%s of the master's transaction " UINT64_FORMAT ", commit number " INT64_FORMAT,
+			   state->replica, verb_words(shape->verb),
+			   shape->schema, shape->table,
+			   here.is_mapped ? psprintf(" (here \"%s.%s\")", here.schema, here.table) : "",
 			   key, state->transaction.xid, state->transaction.commitno);
 }
 
@@ -285,7 +292,6 @@ static void
 gather_truncate(ApplyState *state, PyrTarget *target)
 {
 	MemoryContext oldcontext;
-	PyrShape   *shape = state->change->shape;
 
 	if (state->truncate_owner != target->owner)
 		flush_truncates(state);
@@ -303,7 +309,7 @@ gather_truncate(ApplyState *state, PyrTarget *target)
 	if (target->relkind == RELKIND_RELATION)
 		appendStringInfoString(&state->truncate, "ONLY ");
 	appendStringInfoString(&state->truncate,
-						   quote_qualified_identifier(shape->schema, shape->table));
+						   quote_qualified_identifier(target->schema, target->table));
 	MemoryContextSwitchTo(oldcontext);
 }
 
@@ -345,7 +351,8 @@ is_made_among_stale_rows(ApplyState *state, PyrBinding *binding,
 	PyrTable   *table = pyr_tables_of_shape(state->change->shape);
 	ErrorData  *error;
 
-	if (!pyr_table_has_stale_rows(table))
+	/* what stale rows of other servers are unique in is not known */
+	if (!pyr_table_has_stale_rows(table) || binding->target->is_foreign)
 		return false;
 	if (!pyr_local_try(attempt_change, &by_itself, &error))
 	{
@@ -495,6 +502,10 @@ merge_change(ApplyState *state, PyrBinding *binding)
 	}
 	if (binding->is_empty)
 		return true;
+
+	/* rows may be there under keys that they had in between */
+	if (pyr_foreign_may_be_made(target) && binding->merge.new_key != NULL)
+		return false;
 
 	keeps_order = pyr_target_keeps_order(target, window_number) ||
 		state->change->shape->has_shared_key;
@@ -859,6 +870,8 @@ fail(ApplyState *state, MemoryContext context)
 static void
 apply_changes(ApplyState *state)
 {
+	if (pyr_mapping_refresh())
+		pyr_target_invalidate_all();
 	pyr_local_constraints_immediate();
 	begin_origins(state);
 	if (apply_mode == PYR_APPLY_STRICT || log_statements ||
@@ -936,6 +949,8 @@ pyr_apply_window(const char *replica, PyrWindow *window, int encoding,
 		pyr_position_store(replica, position);
 	pyr_author_stamp(state.last_at);
 	pyr_local_commit_transaction();
+	if (!pyr_window_is_empty(window))
+		pyr_foreign_window_applied();
 	if (supplement != NULL && supplement->settle != NULL)
 		supplement->settle(supplement);
 

@@ -187,13 +187,13 @@ static void
 append_rows(StringInfo sql, PyrLayout *layout, char **after, char **upto,
 			int64 limit)
 {
-	appendStringInfo(sql, " FROM ONLY %s", pyr_table_qualified(layout->table));
+	appendStringInfo(sql, " FROM ONLY %s AS t", pyr_table_qualified(layout->table));
 	pyr_layout_append_range(sql, layout, false, after, upto);
 	if (!layout->is_sorted)
 		return;
 	appendStringInfoString(sql, " ORDER BY ");
 	for (int i = 0; i < layout->nkey; i++)
-		appendStringInfo(sql, "%s%s", i > 0 ? ", " : "",
+		appendStringInfo(sql, "%st.%s", i > 0 ? ", " : "",
 						 quote_identifier(layout->key[i]));
 	appendStringInfo(sql, " LIMIT " INT64_FORMAT, limit);
 }
@@ -205,15 +205,8 @@ void
 pyr_copy_append_sql(StringInfo sql, PyrLayout *layout, char **after,
 					char **upto, int64 limit)
 {
-	ListCell   *cell;
-	const char *comma = "";
-
 	appendStringInfoString(sql, "COPY (SELECT ");
-	foreach(cell, layout->values)
-	{
-		appendStringInfo(sql, "%s%s", comma, (char *) lfirst(cell));
-		comma = ", ";
-	}
+	pyr_layout_append_columns(sql, layout, false);
 	append_rows(sql, layout, after, upto, limit);
 	appendStringInfo(sql, ") TO STDOUT (FORMAT %s)",
 					 layout->is_binary ? "binary" : "text");
@@ -279,16 +272,67 @@ is_empty(const char *relation, Oid owner)
 static void
 check_empty(PyrLayout *layout)
 {
-	PyrTable   *table = layout->table;
+	PyrPlace	place = pyr_table_place(layout->table);
 
 	if (is_empty(pyr_layout_relation(layout), pyr_layout_owner(layout)))
 		return;
 	ereport(ERROR,
 			(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 			 errmsg("table \"%s.%s\" is not empty on the slave",
-					NameStr(table->name.schema), NameStr(table->name.table)),
+					place.schema, place.table),
 			 errhint("Empty it here, or run SELECT pyreplica_resync(%s) to have its rows made equal to the master's. (A slave that was restored from a dump of the master has to start with pyreplica.copy_data = off.)",
-					 quote_literal_cstr(pyr_table_qualified(table)))));
+					 quote_literal_cstr(layout->here))));
+}
+
+/*
+ * Other tables of the master are the same one here.  Which of its rows come from
+ * which of them nobody can tell, so they can only be copied together, from
+ * nothing.
+ */
+static void
+begin_together(PyrLayout *layout, List *sharers)
+{
+	StringInfoData names;
+	ListCell   *cell;
+
+	initStringInfo(&names);
+	foreach(cell, sharers)
+		appendStringInfo(&names, ", %s", pyr_table_qualified(lfirst(cell)));
+	if (!is_empty(pyr_layout_relation(layout), pyr_layout_owner(layout)))
+	{
+		/* none of them writes any more, so it stays empty once it is */
+		foreach(cell, sharers)
+		{
+			PyrTable   *sharer = lfirst(cell);
+
+			if (sharer->state != PYR_TABLE_WAITING)
+				pyr_table_begin_anew(sharer);
+		}
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("table %s cannot be made equal to one table of the master",
+						layout->here),
+				 errdetail("Its rows come from several: %s%s.",
+						   pyr_table_qualified(layout->table), names.data),
+				 errhint("Empty it here; then all of these are copied anew.")));
+	}
+	pyr_table_begin_together(layout->table);
+}
+
+/*
+ * Whether rows of one of them may be here already.
+ */
+static bool
+any_has_begun(List *tables)
+{
+	ListCell   *cell;
+
+	foreach(cell, tables)
+	{
+		if (((PyrTable *) lfirst(cell))->state != PYR_TABLE_WAITING)
+			return true;
+	}
+	return false;
 }
 
 /*
@@ -317,7 +361,11 @@ take_description(Copy *copy, char **row)
 static void
 begin_table(PyrTable *table, PyrLayout *layout)
 {
-	if (!table->is_resync)
+	List	   *sharers = pyr_table_sharers(table);
+
+	if (table->is_resync && sharers != NIL)
+		begin_together(layout, sharers);
+	else if (!table->is_resync && !any_has_begun(sharers))
 		check_empty(layout);
 	pyr_table_set_state(table, PYR_TABLE_COPYING);
 	pyr_table_set_key(table, layout->key_described);
@@ -691,6 +739,20 @@ apply_chunk(PyrSupplement *supplement, Copy *copy, void (*between) (void))
 
 	if (table->state == PYR_TABLE_WAITING)
 		begin_table(table, copy->layout);
+
+	/*
+	 * What is written to other servers may stay there although we are taken
+	 * back.  So it is written over what is there; and that copying has begun is
+	 * known before.  (COPY does not write to a view that has no triggers for it;
+	 * but rows can be made equal there.)
+	 */
+	if ((copy->layout->is_foreign || !copy->layout->takes_copy) &&
+		!table->is_resync)
+	{
+		table->is_resync = true;
+		pyr_table_store(table);
+		return;
+	}
 	find_end(supplement, copy->layout);
 	pyr_copy_range(copy->layout, supplement,
 				   table->is_resync ? PYR_COPY_RESYNC : PYR_COPY_NEW, ask->after,
@@ -792,7 +854,8 @@ apply_supplement(PyrSupplement *supplement, void (*between) (void))
 			 !pyr_layout_is_same(copy->layout, linitial(supplement->rows)))
 	{
 		if (copy_schema && ask->table->state == PYR_TABLE_WAITING &&
-			!OidIsValid(pyr_layout_find(ask->table)))
+			!OidIsValid(pyr_layout_find(ask->table)) &&
+			!pyr_table_place(ask->table).is_mapped)
 		{
 			/* it comes to be copied again once it has been made */
 			pyr_table_set_missing(ask->table, true);
@@ -841,6 +904,7 @@ apply_or_fail(PyrSupplement *supplement, void (*between) (void))
 		is_seeking = ask->kind == ASK_ROWS && seek_culprit(ask->table, error);
 		if (!is_seeking)
 			end_copy(ask->table);
+		pyr_tables_store_begun_anew();
 		pyr_table_set_state(ask->table, before.state);
 		ask->table->rows_copied = before.rows_copied;
 		ask->table->started_at = before.started_at;
@@ -1426,7 +1490,7 @@ may_truncate(PyrTable *table)
 		return false;
 	owner = ((Form_pg_class) GETSTRUCT(tuple))->relowner;
 	ReleaseSysCache(tuple);
-	return is_empty(pyr_table_qualified(table), owner);
+	return is_empty(pyr_table_here(table), owner);
 }
 
 /*

@@ -17,7 +17,8 @@ typedef struct PyrLayout
 	MemoryContext context;
 	PyrTable   *table;
 	char	   *described;		/* what the master said of it */
-	Oid			relid;			/* here */
+	const char *here;			/* its name here, for statements */
+	Oid			relid;
 	char		relkind;
 	int			nkey;
 	char	  **key;
@@ -28,10 +29,15 @@ typedef struct PyrLayout
 								 * and are not computed here */
 	List	   *values;			/* of each of them: what is to be selected, on
 								 * either side, so that its text is exact */
+	List	   *casts;			/* of these, what the master has to make of them to
+								 * get what is here, as SQL; NULL: nothing */
+	List	   *are_cast;		/* of these, whether to be copied as well */
 	char	   *key_described;	/* the key's columns, their types on the master, and
 								 * how they sort there */
 	char	   *row_filter;		/* which rows the master logs, as SQL; NULL: all */
 	bool		is_sorted;		/* keys compare here as on the master */
+	bool		is_foreign;		/* rows are on other servers, or some are */
+	bool		takes_copy;		/* COPY can write there */
 	bool		is_binary;		/* all columns have a type here that is written
 								 * as on the master */
 } PyrLayout;
@@ -43,6 +49,8 @@ extern PyrLayout *pyr_layout_create(PyrTable *table, char **row);
 extern bool pyr_layout_is_same(PyrLayout *layout, char **row);
 extern const char *pyr_layout_relation(PyrLayout *layout);
 extern Oid	pyr_layout_owner(PyrLayout *layout);
+extern void pyr_layout_append_columns(StringInfo sql, PyrLayout *layout,
+									  bool is_compared);
 extern void pyr_layout_append_range(StringInfo sql, PyrLayout *of,
 									bool is_here, char **after, char **upto);
 extern void pyr_layout_append_found(StringInfo sql, PyrLayout *layout,

@@ -302,7 +302,8 @@ judge_new_relation(Making *making, RangeVar *relation)
 		(is_ours(relation->relname) &&
 		 !pyr_tables_is_followed(relation->schemaname, relation->relname)))
 		return PASS_OVER;
-	if (exists(relation))
+	if (exists(relation) ||
+		pyr_mapping_of(relation->schemaname, relation->relname).is_mapped)
 		return PASS_OVER;
 	note_made(making, relation);
 	return MAKE;
@@ -683,7 +684,7 @@ settle_asked(void)
 
 		if (!table->is_missing)
 			continue;
-		if (OidIsValid(pyr_layout_find(table)))
+		if (OidIsValid(pyr_layout_find(table)) || pyr_table_place(table).is_mapped)
 		{
 			pyr_table_clear_error(table);
 			pyr_table_set_missing(table, false);
@@ -783,7 +784,8 @@ ask(void *arg)
 	{
 		PyrTable   *table = lfirst(cell);
 
-		pyr_table_set_missing(table, !OidIsValid(pyr_layout_find(table)));
+		pyr_table_set_missing(table, !OidIsValid(pyr_layout_find(table)) &&
+							  !pyr_table_place(table).is_mapped);
 		if (table->is_missing)
 			asked = lappend(asked, table);
 	}

@@ -26,6 +26,7 @@
 #include "mb/pg_wchar.h"
 #include "slave/conflict.h"
 #include "slave/local.h"
+#include "slave/mapping.h"
 #include "slave/skip.h"
 #include "utils/builtins.h"
 #include "utils/memutils.h"
@@ -195,10 +196,11 @@ void
 pyr_skip_record(PyrHistory *history, PyrChange *change, int encoding,
 				const PyrTransaction *transaction)
 {
+	PyrPlace	here = pyr_mapping_of(change->shape->schema, change->shape->table);
 	PyrIncident incident = {
 		.kind = "skipped",
-		.schema = change->shape->schema,
-		.table = change->shape->table,
+		.schema = here.schema,
+		.table = here.table,
 		.outcome = "skipped",
 		.told = "It was passed over, as asked for with pyreplica_skip.",
 		.transaction = transaction

@@ -131,13 +131,62 @@ replace_string(char **place, const char *value)
 }
 
 /*
- * The table's name, for statements.
+ * The master's table's name, for statements there.
  */
 const char *
 pyr_table_qualified(PyrTable *table)
 {
 	return quote_qualified_identifier(NameStr(table->name.schema),
 									  NameStr(table->name.table));
+}
+
+PyrPlace
+pyr_table_place(PyrTable *table)
+{
+	return pyr_mapping_of(NameStr(table->name.schema),
+						  NameStr(table->name.table));
+}
+
+/*
+ * The slave's table's name, for statements here.
+ */
+const char *
+pyr_table_here(PyrTable *table)
+{
+	PyrPlace	place = pyr_table_place(table);
+
+	return quote_qualified_identifier(place.schema, place.table);
+}
+
+static bool
+is_at(PyrTable *table, const char *schema, const char *tablename)
+{
+	PyrPlace	place = pyr_table_place(table);
+
+	return strcmp(place.table, tablename) == 0 &&
+		strcmp(place.schema, schema) == 0;
+}
+
+/*
+ * The other tables of the master that are the same one here.
+ */
+List *
+pyr_table_sharers(PyrTable *table)
+{
+	HASH_SEQ_STATUS status;
+	PyrPlace	place = pyr_table_place(table);
+	PyrTable   *other;
+	List	   *sharers = NIL;
+
+	/* without a mapping of its own it may be another one's place */
+	hash_seq_init(&status, tables);
+	while ((other = hash_seq_search(&status)) != NULL)
+	{
+		if (other != table && other->state != PYR_TABLE_UNKNOWN &&
+			is_at(other, place.schema, place.table))
+			sharers = lappend(sharers, other);
+	}
+	return sharers;
 }
 
 /*
@@ -342,6 +391,27 @@ pyr_tables_begin_anew(void)
 	{
 		if (table->state != PYR_TABLE_UNKNOWN)
 			pyr_table_begin_anew(table);
+	}
+}
+
+/*
+ * The table is to be copied over what is here, and so is every other one that is
+ * the same here; but nothing is here any more.  So all of them are copied as if for
+ * the first time.  Needs SPI.
+ */
+void
+pyr_table_begin_together(PyrTable *table)
+{
+	List	   *together = lappend(pyr_table_sharers(table), table);
+	ListCell   *cell;
+
+	foreach(cell, together)
+	{
+		PyrTable   *one = lfirst(cell);
+
+		pyr_table_begin_anew(one);
+		one->is_resync = false;
+		pyr_table_store(one);
 	}
 }
 
@@ -691,14 +761,24 @@ pyr_tables_is_followed(const char *schema, const char *tablename)
 }
 
 /*
- * Whether rows of the table are still to come.
+ * Whether rows of the slave's table of that name are still to come.
  */
 bool
 pyr_tables_is_unfinished(const char *schema, const char *tablename)
 {
-	PyrTable   *table = find_table(schema, tablename);
+	HASH_SEQ_STATUS status;
+	PyrTable   *table;
+	bool		is_one = false;
 
-	return table != NULL && is_unfinished(table);
+	if (nunfinished == 0)
+		return false;
+	hash_seq_init(&status, tables);
+	while ((table = hash_seq_search(&status)) != NULL)
+	{
+		if (is_unfinished(table) && is_at(table, schema, tablename))
+			is_one = true;
+	}
+	return is_one;
 }
 
 /*
@@ -730,7 +810,7 @@ pyr_tables_waiting(void)
 }
 
 /*
- * The tables that are ready, or the one of that name if it is.
+ * The tables that are ready, or those of them that have that name here.
  */
 List *
 pyr_tables_ready(const char *schema, const char *tablename)
@@ -744,9 +824,7 @@ pyr_tables_ready(const char *schema, const char *tablename)
 	{
 		if (table->state != PYR_TABLE_READY)
 			continue;
-		if (tablename[0] == '\0' ||
-			(strcmp(NameStr(table->name.schema), schema) == 0 &&
-			 strcmp(NameStr(table->name.table), tablename) == 0))
+		if (tablename[0] == '\0' || is_at(table, schema, tablename))
 			ready = lappend(ready, table);
 	}
 	return ready;

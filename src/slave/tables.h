@@ -11,6 +11,7 @@
 #include "common/decode.h"
 #include "datatype/timestamp.h"
 #include "nodes/pg_list.h"
+#include "slave/mapping.h"
 #include "utils/elog.h"
 
 typedef enum PyrTableState
@@ -89,6 +90,10 @@ extern long pyr_tables_due_ms(void);
 extern void pyr_tables_retry(void);
 extern bool pyr_table_has_stale_rows(PyrTable *table);
 extern const char *pyr_table_qualified(PyrTable *table);
+extern PyrPlace pyr_table_place(PyrTable *table);
+extern const char *pyr_table_here(PyrTable *table);
+extern List *pyr_table_sharers(PyrTable *table);
+extern void pyr_table_begin_together(PyrTable *table);
 extern void pyr_table_set_state(PyrTable *table, PyrTableState state);
 extern void pyr_table_set_bookmark(PyrTable *table, char **bookmark, int n);
 extern void pyr_table_clear_error(PyrTable *table);

@@ -276,11 +276,11 @@ append_key_array(StringInfo sql)
 }
 
 static void
-append_order(StringInfo sql, const char *direction)
+append_order(StringInfo sql, const char *relation, const char *direction)
 {
 	appendStringInfoString(sql, " ORDER BY ");
 	for (int i = 0; i < run->layout->nkey; i++)
-		appendStringInfo(sql, "%s%s%s", i > 0 ? ", " : "",
+		appendStringInfo(sql, "%s%s.%s%s", i > 0 ? ", " : "", relation,
 						 quote_identifier(run->layout->key[i]), direction);
 }
 
@@ -290,21 +290,14 @@ append_order(StringInfo sql, const char *direction)
 static void
 append_digest_of_master(StringInfo sql)
 {
-	ListCell   *cell;
-	const char *comma = "";
-
 	appendStringInfoString(sql, "WITH q AS MATERIALIZED (SELECT ");
-	foreach(cell, run->layout->columns)
-	{
-		appendStringInfo(sql, "%s%s", comma, quote_identifier(lfirst(cell)));
-		comma = ", ";
-	}
-	appendStringInfo(sql, " FROM ONLY %s",
+	pyr_layout_append_columns(sql, run->layout, true);
+	appendStringInfo(sql, " FROM ONLY %s AS t",
 					 pyr_table_qualified(run->layout->table));
 	pyr_layout_append_range(sql, run->layout, false, run->after, NULL);
 	if (run->layout->is_sorted)
 	{
-		append_order(sql, "");
+		append_order(sql, "t", "");
 		appendStringInfo(sql, " LIMIT " INT64_FORMAT, run->range_rows);
 	}
 	appendStringInfoString(sql, ") SELECT (SELECT count(*) FROM q), (SELECT coalesce(sum(");
@@ -315,7 +308,7 @@ append_digest_of_master(StringInfo sql)
 		appendStringInfoString(sql, ", (SELECT ");
 		append_key_array(sql);
 		appendStringInfoString(sql, " FROM q");
-		append_order(sql, " DESC");
+		append_order(sql, "q", " DESC");
 		appendStringInfoString(sql, " LIMIT 1)");
 	}
 	else
@@ -334,15 +327,21 @@ append_digest_of_slave(StringInfo sql)
 static void
 append_keys(StringInfo sql, bool is_here)
 {
-	const char *relation = is_here ? pyr_layout_relation(run->layout)
-		: psprintf("ONLY %s", pyr_table_qualified(run->layout->table));
-
 	appendStringInfoString(sql, "SELECT ");
 	append_key_array(sql);
 	appendStringInfoString(sql, " AS k, ");
 	append_hash(sql);
-	appendStringInfo(sql, " AS h FROM %s", relation);
+	if (is_here)
+		appendStringInfo(sql, " AS h FROM %s", pyr_layout_relation(run->layout));
+	else
+	{
+		appendStringInfoString(sql, " AS h FROM (SELECT ");
+		pyr_layout_append_columns(sql, run->layout, true);
+		appendStringInfo(sql, " FROM ONLY %s", pyr_table_qualified(run->layout->table));
+	}
 	pyr_layout_append_range(sql, run->layout, is_here, run->after, run->upto);
+	if (!is_here)
+		appendStringInfoString(sql, ") AS q");
 }
 
 /*
@@ -429,15 +428,15 @@ text_array(Datum *texts, int n)
 static void
 store_differences(Datum keys, Datum problems)
 {
-	PyrTable   *table = run->layout->table;
+	PyrPlace	here = pyr_table_place(run->layout->table);
 	Oid			types[7] = {
 		INT8OID, TEXTOID, TEXTOID, TEXTOID, TEXTARRAYOID, TEXTARRAYOID, INT8OID
 	};
 	Datum		values[7] = {
 		Int64GetDatum(run->number),
 		CStringGetTextDatum(pyr_local_replica()),
-		CStringGetTextDatum(NameStr(table->name.schema)),
-		CStringGetTextDatum(NameStr(table->name.table)),
+		CStringGetTextDatum(here.schema),
+		CStringGetTextDatum(here.table),
 		keys, problems,
 		Int64GetDatum(Max(DIFFERENCES_MAX - run->differences, 0))
 	};
@@ -478,7 +477,7 @@ report_differences(uint64 found)
 			 errdetail("See pyreplica_difference, run " INT64_FORMAT ".",
 					   run->number),
 			 run->repairs ? 0 : errhint("SELECT pyreplica_verify(%s, repair => true) takes the master's.",
-										quote_literal_cstr(pyr_table_qualified(table))),
+										quote_literal_cstr(pyr_table_here(table))),
 			 errhidestmt(true), errhidecontext(true)));
 }
 
@@ -495,6 +494,7 @@ compare_keys(List *rows)
 	Datum		values[2];
 	StringInfoData sql;
 	ListCell   *cell;
+	List	   *sharers = pyr_table_sharers(run->layout->table);
 	uint64		found;
 
 	foreach(cell, rows)
@@ -515,6 +515,10 @@ compare_keys(List *rows)
 					 " FROM unnest($1, $2) AS m (k, h) FULL JOIN (");
 	append_keys(&sql, true);
 	appendStringInfoString(&sql, ") s ON m.k = s.k WHERE m.h::bigint IS DISTINCT FROM s.h");
+
+	/* rows that are only here may come from the others */
+	if (sharers != NIL)
+		appendStringInfoString(&sql, " AND m.k IS NOT NULL");
 	query_here(sql.data, 2, types, values);
 
 	found = SPI_processed;
@@ -532,6 +536,13 @@ compare_keys(List *rows)
 		store_differences(text_array(keys, found), text_array(hashes, found));
 	}
 	run->differences += found;
+	if (found > 0 && run->repairs && sharers != NIL)
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("table %s cannot be repaired, as its rows come from several tables of the master",
+						run->layout->here),
+				 errhint("SELECT pyreplica_resync(%s), then empty it here: all of them are copied anew.",
+						 quote_literal_cstr(run->layout->here))));
 	if (found > 0 && run->repairs)
 		run->phase = PHASE_REPAIR;
 	else
@@ -593,7 +604,7 @@ reason_of(PyrTable *table, ErrorData *error)
 		return error->message;
 	return psprintf("%s (%s) HINT: Another row that is wrong holds what is to come here. SELECT pyreplica_resync(%s) makes the table equal as a whole.",
 					error->message, error->detail ? error->detail : "",
-					quote_literal_cstr(pyr_table_qualified(table)));
+					quote_literal_cstr(pyr_table_here(table)));
 }
 
 /*

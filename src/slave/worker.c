@@ -41,6 +41,7 @@
 #include "slave/copy.h"
 #include "slave/copyworker.h"
 #include "slave/fetch.h"
+#include "slave/foreign.h"
 #include "slave/history.h"
 #include "slave/local.h"
 #include "slave/origin.h"
@@ -552,6 +553,7 @@ look(void)
 	if (pyr_window_is_complete(window))
 	{
 		pyr_status_in_step(at);
+		pyr_foreign_in_step();
 
 		/* who waits for what was committed there waits for copies as well */
 		if (!pyr_copy_is_due() && !pyr_tables_any_missing())
