@@ -457,6 +457,13 @@ AS $$ SELECT @extschema@.py_log_drop_tg(@extschema@.py_log_table_schema(tablenam
 COMMENT ON FUNCTION py_log_drop_tg(text) IS
 'drops the log triggers of a table';
 
+-- Not STRICT: nothing at all is no statement.
+CREATE FUNCTION py_log_sql(statement text)
+RETURNS void
+AS 'MODULE_PATHNAME' LANGUAGE C VOLATILE;
+COMMENT ON FUNCTION py_log_sql(text) IS
+'runs a statement (DDL), or several, here and on the slaves, at its place among the changes; on slaves with the rights of the owner of their database';
+
 ---------------------------------------------------------------------------
 -- Master: tables, for a slave that copies them
 ---------------------------------------------------------------------------
@@ -1617,7 +1624,7 @@ BEGIN
 			   requested_by = excluded.requested_by, requested_at = excluded.requested_at;
 	END IF;
 	RETURN QUERY
-	SELECT c.number, format('%I.%I', c.schemaname, c.tablename), c.statement,
+	SELECT c.number, CASE WHEN c.tablename <> '' THEN format('%I.%I', c.schemaname, c.tablename) END, c.statement,
 		   CASE WHEN pyreplica_skip.number <> c.number THEN 'stays'
 				WHEN really THEN 'will be passed over'
 				ELSE 'would be passed over' END
@@ -1784,7 +1791,7 @@ REVOKE ALL ON FUNCTION
 	py_log_create_tg(text, text[], text[], boolean, text),
 	py_log_filter(regclass, text), py_log_columns(regclass, text[], text[]),
 	py_log_arguments(oid), py_log_options(oid), py_log_primary_key(regclass), py_log_key_problem(regclass, text[]),
-	py_log_drop_tg(text, text), py_log_drop_tg(text),
+	py_log_drop_tg(text, text), py_log_drop_tg(text), py_log_sql(text),
 	py_log_add_slave(text), py_log_drop_slave(text),
 	py_log_attach(text, text, pg_snapshot, pg_snapshot, pg_lsn, boolean),
 	py_log_rotate(), py_log_turn(), py_log_empty(boolean), py_log_let_go(),

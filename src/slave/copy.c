@@ -168,6 +168,17 @@ end_copy(PyrTable *table)
 }
 
 /*
+ * The tables here may not be what they were: what has come of them is of no use, and
+ * the master is to tell once more what they look like.
+ */
+void
+pyr_copy_forget_layouts(void)
+{
+	while (copies != NIL)
+		end_copy(((Copy *) linitial(copies))->table);
+}
+
+/*
  * Whether the master is to be asked for something.
  */
 bool
@@ -856,6 +867,15 @@ refused(PyrSupplement *first, ErrorData *error)
 
 	if (ask->table == NULL || pyr_is_of_the_system(error->sqlerrcode))
 		ReThrowError(error);
+	if (first->next == NULL && ask->kind == ASK_ROWS &&
+		(error->sqlerrcode == ERRCODE_UNDEFINED_COLUMN ||
+		 error->sqlerrcode == ERRCODE_UNDEFINED_TABLE ||
+		 error->sqlerrcode == ERRCODE_UNDEFINED_SCHEMA))
+	{
+		/* it had that column, or name, when it was described */
+		end_copy(ask->table);
+		return;
+	}
 	if (first->next == NULL &&
 		error->sqlerrcode == ERRCODE_UNDEFINED_OBJECT)
 	{

@@ -25,6 +25,7 @@
 #include "executor/spi.h"
 #include "mb/pg_wchar.h"
 #include "slave/conflict.h"
+#include "slave/ddl.h"
 #include "slave/local.h"
 #include "slave/skip.h"
 #include "utils/builtins.h"
@@ -160,6 +161,8 @@ statement_of(PyrChange *change, int encoding)
 	StringInfoData statement;
 	size_t		bytes = bytes_of(change);
 
+	if (bytes > STATEMENT_BYTES_MAX && change->shape->verb == PYR_SQL)
+		return pyr_ddl_describe(change, encoding);
 	if (bytes > STATEMENT_BYTES_MAX)
 		return psprintf("%s %s%s: %zu bytes",
 						change->shape->verb == PYR_INSERT ? "INSERT INTO"

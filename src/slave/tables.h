@@ -57,6 +57,9 @@ typedef struct PyrTable
 	void	   *user;			/* copy.c's */
 } PyrTable;
 
+/* the tables' OIDs here, and so their names, at some time */
+typedef struct PyrTableNames PyrTableNames;
+
 extern PyrTableName pyr_table_name(const char *schema, const char *tablename);
 extern void pyr_tables_load(const char *replica);
 extern void pyr_tables_take_requests(void);
@@ -66,7 +69,9 @@ extern void pyr_tables_take_triggers(List *rows);
 extern void pyr_table_begin_anew(PyrTable *table);
 extern void pyr_tables_begin_anew(void);
 extern void pyr_tables_begin_window(void);
-extern void pyr_tables_store_begun_anew(void);
+extern void pyr_tables_roll_back(void);
+extern PyrTableNames *pyr_tables_note_names(void);
+extern void pyr_tables_follow_names(PyrTableNames *names);
 extern void pyr_table_set_key(PyrTable *table, const char *key);
 extern bool pyr_table_has_filter(PyrTable *table, uint32 filter);
 extern PyrTable *pyr_tables_of_shape(PyrShape *shape);
