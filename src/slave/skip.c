@@ -344,3 +344,32 @@ pyr_failure_keep_count(int64 count)
 	(void) run(psprintf("UPDATE %s.pyreplica_failure SET changes = $2::pg_catalog.int8"
 						" WHERE replica = $1", pyr_local_schema()), 1, texts);
 }
+
+/*
+ * Whether there is a failure that has not been overcome yet.
+ */
+bool
+pyr_failure_is_kept(void)
+{
+	return has_failure;
+}
+
+/*
+ * The table whose change has failed; false: there is none.  Needs SPI.
+ */
+bool
+pyr_failure_table(char **schema, char **table)
+{
+	const char *ours = pyr_local_schema();
+
+	if (!has_failure ||
+		run(psprintf("SELECT c.schemaname, c.tablename"
+					 "  FROM %s.pyreplica_failure f"
+					 "  JOIN %s.pyreplica_failure_change c USING (replica, number)"
+					 " WHERE f.replica = $1 AND c.tablename <> ''",
+					 ours, ours), 0, NULL) == 0)
+		return false;
+	*schema = SPI_getvalue(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1);
+	*table = SPI_getvalue(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 2);
+	return true;
+}

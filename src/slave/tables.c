@@ -592,6 +592,38 @@ pyr_tables_triggers_sql(const char *schema)
 }
 
 /*
+ * Asks the master for the columns that a table has there now.
+ */
+const char *
+pyr_tables_columns_sql(const char *schema, const char *tablename)
+{
+	return psprintf("SELECT a.attname::pg_catalog.text FROM pg_catalog.pg_attribute a"
+					"  JOIN pg_catalog.pg_class c ON c.oid = a.attrelid"
+					"  JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace"
+					" WHERE n.nspname = %s AND c.relname = %s"
+					"   AND a.attnum > 0 AND NOT a.attisdropped",
+					quote_literal_cstr(schema), quote_literal_cstr(tablename));
+}
+
+/*
+ * Takes them in.
+ */
+void
+pyr_tables_take_columns(const char *schema, const char *tablename, List *rows)
+{
+	PyrTable   *table = get_table(schema, tablename);
+	MemoryContext oldcontext = MemoryContextSwitchTo(context);
+	ListCell   *cell;
+
+	table->is_described = true;
+	table->columns_there = palloc((list_length(rows) + 1) * sizeof(char *));
+	table->ncolumns_there = 0;
+	foreach(cell, rows)
+		table->columns_there[table->ncolumns_there++] = pstrdup(((char **) lfirst(cell))[0]);
+	MemoryContextSwitchTo(oldcontext);
+}
+
+/*
  * A new connection: tables that have another trigger by now may have been changed
  * while they had none, so changes since then cannot be applied to what is here.
  * (The rest of the list is of use only with a window.)  In a transaction of its

@@ -54,6 +54,11 @@ typedef struct PyrTable
 	TimestampTz retry_at;
 	int			retry_ms;
 
+	/* the columns that it has there, if that was asked */
+	bool		is_described;
+	char	  **columns_there;
+	int			ncolumns_there; /* 0: there is no such table */
+
 	void	   *user;			/* copy.c's */
 } PyrTable;
 
@@ -66,6 +71,9 @@ extern void pyr_tables_take_requests(void);
 extern void pyr_tables_forget_all(const char *replica);
 extern const char *pyr_tables_triggers_sql(const char *schema);
 extern void pyr_tables_take_triggers(List *rows);
+extern const char *pyr_tables_columns_sql(const char *schema, const char *table);
+extern void pyr_tables_take_columns(const char *schema, const char *table,
+									List *rows);
 extern void pyr_table_begin_anew(PyrTable *table);
 extern void pyr_tables_begin_anew(void);
 extern void pyr_tables_begin_window(void);
