@@ -31,6 +31,7 @@ OBJS = \
 	src/master/txbuffer.o \
 	src/master/capture.o \
 	src/master/log.o \
+	src/master/sql.o \
 	src/master/sequence.o \
 	src/master/place.o \
 	src/master/writer.o \
@@ -64,6 +65,7 @@ OBJS = \
 	src/slave/conflict.o \
 	src/slave/history.o \
 	src/slave/skip.o \
+	src/slave/ddl.o \
 	src/slave/apply.o \
 	src/slave/position.o \
 	src/slave/local.o

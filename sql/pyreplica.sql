@@ -457,12 +457,40 @@ AS $$ SELECT @extschema@.py_log_drop_tg(@extschema@.py_log_table_schema(tablenam
 COMMENT ON FUNCTION py_log_drop_tg(text) IS
 'drops the log triggers of a table';
 
+-- Not STRICT: nothing at all is no statement.
+CREATE FUNCTION py_log_sql(statement text)
+RETURNS void
+AS 'MODULE_PATHNAME' LANGUAGE C VOLATILE;
+COMMENT ON FUNCTION py_log_sql(text) IS
+'runs a statement (DDL), or several, here and on the slaves, at its place among the changes; on slaves with the rights of the owner of their database';
+
 ---------------------------------------------------------------------------
 -- Master: tables, for a slave that copies them
 ---------------------------------------------------------------------------
 
+-- Whether a unique index sees to it that no two rows are the same in these columns.
+CREATE FUNCTION py_log_is_unique(tab oid, key text[])
+RETURNS boolean
+LANGUAGE plpgsql STABLE STRICT
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+	RETURN EXISTS (
+		SELECT FROM pg_index i
+		 WHERE i.indrelid = tab AND i.indisunique AND i.indisvalid
+		   AND i.indpred IS NULL AND i.indexprs IS NULL
+		   AND NOT EXISTS (
+				SELECT FROM unnest(i.indkey::int2[]) WITH ORDINALITY AS x(attnum, n),
+					   pg_attribute a
+				 WHERE x.n <= i.indnkeyatts
+				   AND a.attrelid = tab AND a.attnum = x.attnum
+				   AND NOT (a.attnotnull AND a.attname = ANY (key))));
+END
+$$;
+
 -- The columns that a log trigger takes as key, as py_log_replica() does: those
--- that its arguments name, or else the primary key.
+-- that its arguments name, as long as they are unique; else the primary key; or if
+-- there is none, those that are named once more.
 CREATE FUNCTION py_log_key(trigger oid)
 RETURNS text[]
 LANGUAGE plpgsql STABLE STRICT
@@ -471,10 +499,11 @@ AS $$
 #variable_conflict use_column
 BEGIN
 	RETURN (
-	SELECT CASE WHEN o.key <@ (SELECT array_agg(c.attname::text) FROM pg_attribute c
-								WHERE c.attrelid = t.tgrelid AND c.attnum > 0 AND NOT c.attisdropped)
-		   THEN o.key ELSE @extschema@.py_log_primary_key(t.tgrelid::regclass) END
-	  FROM pg_trigger t, @extschema@.py_log_options(t.oid) o
+	SELECT CASE WHEN k.is_there AND @extschema@.py_log_is_unique(t.tgrelid, o.key) THEN o.key
+				ELSE coalesce(@extschema@.py_log_primary_key(t.tgrelid::regclass), CASE WHEN k.is_there THEN o.key END) END
+	  FROM pg_trigger t, @extschema@.py_log_options(t.oid) o,
+	  LATERAL (SELECT o.key <@ (SELECT array_agg(c.attname::text) FROM pg_attribute c
+								 WHERE c.attrelid = t.tgrelid AND c.attnum > 0 AND NOT c.attisdropped) AS is_there) k
 	 WHERE t.oid = trigger);
 END
 $$;
@@ -573,16 +602,7 @@ BEGIN
 	  CROSS JOIN LATERAL @extschema@.py_log_options(l.trigger) o
 	  JOIN pg_namespace n ON n.nspname = l.schemaname
 	  JOIN pg_class c ON c.relnamespace = n.oid AND c.relname = l.tablename,
-	  LATERAL (SELECT n.key, EXISTS (
-				SELECT FROM pg_index i
-				 WHERE i.indrelid = c.oid AND i.indisunique AND i.indisvalid
-				   AND i.indpred IS NULL AND i.indexprs IS NULL
-				   AND NOT EXISTS (
-						SELECT FROM unnest(i.indkey::int2[]) WITH ORDINALITY AS x(attnum, n),
-							   pg_attribute a
-						 WHERE x.n <= i.indnkeyatts
-						   AND a.attrelid = c.oid AND a.attnum = x.attnum
-						   AND NOT (a.attnotnull AND a.attname = ANY (n.key)))) AS is_unique
+	  LATERAL (SELECT n.key, @extschema@.py_log_is_unique(c.oid, n.key) AS is_unique
 				 FROM (SELECT @extschema@.py_log_key(l.trigger) AS key) n) k
 	 WHERE l.schemaname = py_log_describe.schemaname
 	   AND l.tablename = py_log_describe.tablename
@@ -1273,7 +1293,7 @@ BEGIN
 	EXECUTE format('GRANT SELECT ON @extschema@.py_log_tables TO %I', role);
 	EXECUTE format('GRANT EXECUTE ON FUNCTION @extschema@.py_log_sequences() TO %I', role);
 	EXECUTE format('GRANT EXECUTE ON FUNCTION @extschema@.py_log_arguments(oid), @extschema@.py_log_options(oid), @extschema@.py_log_primary_key(regclass), @extschema@.py_log_filter(regclass, text) TO %I', role);
-	EXECUTE format('GRANT EXECUTE ON FUNCTION @extschema@.py_log_key(oid), @extschema@.py_log_order(oid, oid), @extschema@.py_log_describe(text, text, boolean), @extschema@.py_log_untranslatable(text, text[], text) TO %I', role);
+	EXECUTE format('GRANT EXECUTE ON FUNCTION @extschema@.py_log_key(oid), @extschema@.py_log_is_unique(oid, text[]), @extschema@.py_log_order(oid, oid), @extschema@.py_log_describe(text, text, boolean), @extschema@.py_log_untranslatable(text, text[], text) TO %I', role);
 END
 $$;
 COMMENT ON FUNCTION py_log_grant(name) IS
@@ -1803,7 +1823,7 @@ BEGIN
 			   requested_by = excluded.requested_by, requested_at = excluded.requested_at;
 	END IF;
 	RETURN QUERY
-	SELECT c.number, format('%I.%I', c.schemaname, c.tablename), c.statement,
+	SELECT c.number, CASE WHEN c.tablename <> '' THEN format('%I.%I', c.schemaname, c.tablename) END, c.statement,
 		   CASE WHEN pyreplica_skip.number <> c.number THEN 'stays'
 				WHEN really THEN 'will be passed over'
 				ELSE 'would be passed over' END
@@ -1971,13 +1991,13 @@ REVOKE ALL ON FUNCTION
 	py_log_create_tg(text, text[], text[], boolean, text),
 	py_log_filter(regclass, text), py_log_columns(regclass, text[], text[]),
 	py_log_arguments(oid), py_log_options(oid), py_log_primary_key(regclass), py_log_key_problem(regclass, text[]),
-	py_log_drop_tg(text, text), py_log_drop_tg(text),
+	py_log_drop_tg(text, text), py_log_drop_tg(text), py_log_sql(text),
 	py_log_add_slave(text), py_log_drop_slave(text),
 	py_log_attach(text, text, pg_snapshot, pg_snapshot, pg_lsn, boolean),
 	py_log_rotate(), py_log_turn(), py_log_empty(boolean), py_log_let_go(),
 	py_log_size(), py_log_bytes(text, bigint), py_log_slave_pid(text),
 	py_log_confirm(text, pg_snapshot), py_log_grant(name),
-	py_log_key(oid), py_log_order(oid, oid), py_log_describe(text, text, boolean),
+	py_log_key(oid), py_log_is_unique(oid, text[]), py_log_order(oid, oid), py_log_describe(text, text, boolean),
 	py_log_untranslatable(text, text[], text),
 	py_log_covers(pg_snapshot, pg_snapshot), py_log_table_schema(text),
 	py_log_wait(text, interval), py_log_sequences(), py_log_sequence_value(oid), py_log_interleave_sequences(integer, integer, integer),

@@ -299,6 +299,25 @@ read_origin(PyrDecoder *decoder, Cursor *cursor)
 }
 
 /*
+ * Whether a shape that says so is that of statements.
+ */
+static bool
+is_statement(PyrShape *shape)
+{
+	static const char *const names[] = PYR_SQL_COLUMNS;
+
+	if (shape->nset != PYR_SQL_NVALUES)
+		return false;
+	for (int i = 0; i < PYR_SQL_NVALUES; i++)
+	{
+		if (strcmp(shape->columns[i].name, names[i]) != 0 ||
+			shape->columns[i].type != InvalidOid)
+			return false;
+	}
+	return true;
+}
+
+/*
  * A shape seen for the first time.
  */
 static PyrShape *
@@ -317,7 +336,7 @@ parse_shape(PyrDecoder *decoder, const char *bytes, int len)
 	if (!read_bytes(&cursor, 2, &fixed))
 		corrupt("an empty shape");
 	shape->verb = (PyrVerb) fixed[0];
-	if (strchr("IUDT", fixed[0]) == NULL || fixed[0] == '\0')
+	if (strchr("IUDTS", fixed[0]) == NULL || fixed[0] == '\0')
 		corrupt("unknown operation");
 	if ((fixed[1] & ~(PYR_SHAPE_SHARED_KEY | PYR_SHAPE_OLD |
 					  PYR_SHAPE_FILTERED | PYR_SHAPE_ORIGIN)) != 0)
@@ -332,8 +351,9 @@ parse_shape(PyrDecoder *decoder, const char *bytes, int len)
 		nkey > MaxTupleAttributeNumber || nset > MaxTupleAttributeNumber ||
 		nold > MaxTupleAttributeNumber)
 		corrupt("impossible number of columns");
-	if ((nkey == 0) != (shape->verb == PYR_TRUNCATE) ||
-		(nset > 0 && shape->verb != PYR_INSERT && shape->verb != PYR_UPDATE) ||
+	if ((nkey == 0) != (shape->verb == PYR_TRUNCATE || shape->verb == PYR_SQL) ||
+		(nset > 0 && shape->verb != PYR_INSERT && shape->verb != PYR_UPDATE &&
+		 shape->verb != PYR_SQL) ||
 		(nold > 0 && shape->verb != PYR_DELETE &&
 		 (shape->verb != PYR_UPDATE || nold != nset)))
 		corrupt("columns that the operation cannot have");
@@ -358,6 +378,8 @@ parse_shape(PyrDecoder *decoder, const char *bytes, int len)
 	}
 	if (cursor.p != cursor.end)
 		corrupt("a shape is longer than its columns");
+	if (shape->verb == PYR_SQL && !is_statement(shape))
+		corrupt("a statement is not what it must be");
 
 	shape->bytes = memcpy(MemoryContextAlloc(decoder->context, len),
 						  bytes, len);

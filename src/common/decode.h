@@ -41,6 +41,7 @@ typedef struct PyrShape
 	void	   *user;			/* where its changes go */
 	void	   *followed;		/* what is known of its table */
 	void	   *derived;		/* what else a change of it can be */
+	char	   *key_names;		/* the key's columns, as an array */
 } PyrShape;
 
 /* bytes of a value; len < 0: NULL */

@@ -139,6 +139,29 @@ render_insert(StringInfo out, PyrChange *change, int encoding)
 }
 
 /*
+ * A value of a statement that was passed on, PYR_SQL_COLUMNS tells which.
+ */
+char *
+pyr_sql_value(PyrChange *change, int i, int encoding)
+{
+	if (change->values[i].len < 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_DATA_CORRUPTED),
+				 errmsg("a statement in replica_log lacks its %s",
+						change->shape->columns[i].name)));
+	return pyr_wire_text(change->values[i].data, change->values[i].len, encoding);
+}
+
+/*
+ * The statement itself.
+ */
+char *
+pyr_sql_words(PyrChange *change, int encoding)
+{
+	return pyr_sql_value(change, 0, encoding);
+}
+
+/*
  * Appends the statement that the change stands for.  It is the same for everybody
  * who reads it.
  */
@@ -174,6 +197,10 @@ pyr_render_change(StringInfo out, PyrChange *change, int encoding)
 		case PYR_TRUNCATE:
 			appendStringInfo(out, "TRUNCATE ONLY %s", table);
 			break;
+
+		case PYR_SQL:
+			appendStringInfoString(out, pyr_sql_words(change, encoding));
+			break;
 	}
 	pyr_text_unpin(nestlevel);
 }
@@ -191,6 +218,8 @@ verb_name(PyrVerb verb)
 			return "DELETE";
 		case PYR_TRUNCATE:
 			return "TRUNCATE";
+		case PYR_SQL:
+			return "SQL";
 	}
 	return "?";
 }
@@ -239,8 +268,12 @@ py_log_changes(PG_FUNCTION_ARGS)
 		initStringInfo(&statement);
 		pyr_render_change(&statement, &change, GetDatabaseEncoding());
 		values[0] = Int64GetDatum(++number);
-		values[1] = CStringGetTextDatum(change.shape->schema);
-		values[2] = CStringGetTextDatum(change.shape->table);
+		isnull[1] = isnull[2] = change.shape->verb == PYR_SQL;
+		if (!isnull[1])
+		{
+			values[1] = CStringGetTextDatum(change.shape->schema);
+			values[2] = CStringGetTextDatum(change.shape->table);
+		}
 		values[3] = CStringGetTextDatum(verb_name(change.shape->verb));
 		values[4] = CStringGetTextDatum(statement.data);
 		isnull[5] = change.shape->origin == NULL;

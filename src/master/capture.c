@@ -28,6 +28,9 @@
  * the same table that takes one and was captured, deeper down, since those
  * triggers began to be called.
  *
+ * Nothing is moved across a statement that is passed on (sql.c): before and after
+ * it tables may not be the same.
+ *
  * A change that is not logged, because the row is none of those that the table's
  * filter admits, has an order all the same: the row may have been one of them
  * before.  Its place is where the next change is logged, before that one; its
@@ -51,6 +54,7 @@
 #include "master/filter.h"
 #include "master/log.h"
 #include "master/relinfo.h"
+#include "master/sql.h"
 #include "master/txbuffer.h"
 #include "miscadmin.h"
 #include "port/pg_bswap.h"
@@ -129,6 +133,7 @@ static struct
 	HTAB	   *pending;		/* Version; NULL if there never was one */
 	Firing		firing[MAX_DEPTH];	/* by trigger depth, the first is for 1 */
 	int			depth;			/* of the change being captured, from 0 */
+	uint64		barrier;		/* nothing goes before this place any more */
 }			order;
 
 /*
@@ -514,6 +519,10 @@ before_taken(Oid relid, Place before)
 static void
 put_before(uint64 start, Place before)
 {
+	if (before.at < order.barrier)
+		before = (Place) {
+			order.barrier, NO_RANK
+		};
 	if (before.at < start)
 		pyr_txbuffer_move(start, pyr_txbuffer_size(), before.at, before.rank);
 }
@@ -700,6 +709,8 @@ py_log_replica(PG_FUNCTION_ARGS)
 	PyrRelInfo *info;
 
 	check_trigger(fcinfo);
+	if (pyr_sql_makes_change(trigdata))
+		return PointerGetDatum(NULL);
 
 	info = pyr_relinfo_get(trigdata->tg_relation, trigdata->tg_trigger);
 	pyr_log_begin_change(trigdata->tg_trigger->tgfoid);
@@ -710,6 +721,15 @@ py_log_replica(PG_FUNCTION_ARGS)
 		capture_row(trigdata, info);
 
 	return PointerGetDatum(NULL);
+}
+
+/*
+ * What is captured from now on stays behind what has been.
+ */
+void
+pyr_capture_barrier(void)
+{
+	order.barrier = pyr_txbuffer_size();
 }
 
 /*
@@ -731,6 +751,7 @@ pyr_capture_cut(uint64 notes, uint64 size)
 	HASH_SEQ_STATUS status;
 	Version    *version;
 
+	order.barrier = Min(order.barrier, size);
 	for (int depth = 0; depth < MAX_DEPTH; depth++)
 	{
 		Firing	   *firing = &order.firing[depth];

@@ -252,6 +252,29 @@ key_from_primary_key(Relation rel)
 	return key;
 }
 
+/*
+ * The key, as py_log_key has it for slaves: the columns that the trigger names as
+ * long as they tell rows apart, else the primary key, which may be made of others by
+ * now.  If there is none, rows may share what the trigger names; empty: it names
+ * none that there are.
+ */
+static List *
+key_of(Relation rel, Trigger *trigger)
+{
+	List	   *named = key_from_trigger(rel, trigger);
+	List	   *primary;
+	AttrNumber *attnums = palloc((list_length(named) + 1) * sizeof(AttrNumber));
+	ListCell   *cell;
+
+	foreach(cell, named)
+		attnums[foreach_current_index(cell)] = lfirst_int(cell);
+	if (named != NIL &&
+		pyr_key_is_unique(rel, attnums, list_length(named), false))
+		return named;
+	primary = key_from_primary_key(rel);
+	return primary != NIL ? primary : named;
+}
+
 static void
 fill_column(PyrColumn *column, Form_pg_attribute att)
 {
@@ -303,9 +326,7 @@ fill_info(PyrRelInfo *info, Relation rel, Trigger *trigger)
 	if (options.row_filter != NULL)
 		info->filter = pyr_filter_create(rel, options.row_filter);
 
-	key = key_from_trigger(rel, trigger);
-	if (key == NIL)
-		key = key_from_primary_key(rel);
+	key = key_of(rel, trigger);
 	if (key == NIL)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_OBJECT_DEFINITION),

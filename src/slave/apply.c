@@ -22,7 +22,7 @@
  * forwarded, each keeps its origin: only changes of one origin are merged.
  *
  * Tables where more than the net effect matters are applied one by one also
- * within sets, see target.c.
+ * within sets, see target.c.  So are statements that the master passes on (ddl.c).
  *
  *-------------------------------------------------------------------------
  */
@@ -41,6 +41,7 @@
 #include "slave/collision.h"
 #include "slave/conflict.h"
 #include "slave/copy.h"
+#include "slave/ddl.h"
 #include "slave/foreign.h"
 #include "slave/local.h"
 #include "slave/mapping.h"
@@ -94,6 +95,7 @@ typedef struct ApplyState
 	PyrChange  *change;
 	int64		number;			/* of the change in the transaction */
 	int64		number_at_work; /* of the one whose error it would be; 0: none */
+	bool		runs_statement; /* that one is a statement passed on */
 	bool		is_describing;
 	TimestampTz last_at;		/* the latest time that a transaction has */
 
@@ -214,6 +216,8 @@ verb_words(PyrVerb verb)
 			return "DELETE from";
 		case PYR_TRUNCATE:
 			return "TRUNCATE of";
+		case PYR_SQL:
+			break;
 	}
 	return "?";
 }
@@ -245,8 +249,17 @@ error_context(void *arg)
 	if (!state->is_describing)
 	{
 		state->is_describing = true;
-		key = pyr_describe_key(state->change, state->encoding);
+		key = state->change->shape->verb == PYR_SQL
+			? pyr_ddl_describe(state->change, state->encoding)
+			: pyr_describe_key(state->change, state->encoding);
 		state->is_describing = false;
+	}
+	if (state->change->shape->verb == PYR_SQL)
+	{
+		errcontext("pyreplica %s: running the statement \"%s\" of the master's transaction " UINT64_FORMAT ", commit number " INT64_FORMAT,
+				   state->replica, key, state->transaction.xid,
+				   state->transaction.commitno);
+		return;
 	}
 	shape = state->change->shape;
 	here = pyr_mapping_of(shape->schema, shape->table);
@@ -557,6 +570,27 @@ check_names(PyrShape *shape)
 }
 
 /*
+ * Carries out a statement that the master has passed on, behind everything that came
+ * before it.  False: not in sets, or not yet.
+ */
+static bool
+apply_statement(ApplyState *state)
+{
+	bool		is_done;
+
+	if (state->merge != NULL && !apply_merged(state))
+		return false;
+	flush_truncates(state);
+	state->applied.rows++;
+	if (log_statements)
+		log_statement(state);
+	state->runs_statement = true;
+	is_done = pyr_ddl_apply(state->change, state->encoding);
+	state->runs_statement = false;
+	return is_done;
+}
+
+/*
  * Applies the change, or sees to it that it is applied.  False: not in sets.
  */
 static bool
@@ -566,6 +600,8 @@ apply_change(ApplyState *state)
 	PyrShape   *shape;
 	PyrBinding *binding;
 
+	if (state->change->shape->verb == PYR_SQL)
+		return apply_statement(state);
 	check_names(state->change->shape);
 	switch (pyr_copy_admit(pyr_tables_of_shape(state->change->shape),
 						   state->change, state->encoding, &other))
@@ -747,8 +783,9 @@ forget_sets(ApplyState *state, ErrorData *why)
 	state->change = NULL;
 	state->ntruncated = 0;
 	state->number_at_work = 0;
+	state->runs_statement = false;
 	state->nmerged = 0;
-	pyr_tables_store_begun_anew();
+	pyr_tables_roll_back();
 	pyr_history_begin(&state->conflicts.history, state->replica);
 	begin_origins(state);
 	state->applied = (PyrApplied) {.fell_back = true};
@@ -845,6 +882,8 @@ fail(ApplyState *state, MemoryContext context)
 		pyr_is_of_the_system(error->sqlerrcode) ||
 		is_of_the_moment(error->sqlerrcode))
 		PG_RE_THROW();
+	if (state->runs_statement && error->hint == NULL)
+		error->hint = "Remove the cause on the slave: the statement is tried again. Or do here by hand what it is to do, and pass over it.";
 	FlushErrorState();
 	AbortCurrentTransaction();
 	MemoryContextSwitchTo(context);
@@ -865,9 +904,9 @@ fail(ApplyState *state, MemoryContext context)
 }
 
 /*
- * Makes the window's changes, in the current transaction.
+ * Makes the window's changes, in the current transaction.  False: not yet, see ddl.c.
  */
-static void
+static bool
 apply_changes(ApplyState *state)
 {
 	if (pyr_mapping_refresh())
@@ -877,9 +916,68 @@ apply_changes(ApplyState *state)
 	if (apply_mode == PYR_APPLY_STRICT || log_statements ||
 		pyr_skip_is_pending() ||
 		(pyr_window_bytes(state->window) < SMALL_WINDOW_BYTES &&
-		 !pyr_skip_has_failure()) ||
-		!apply_in_sets(state))
-		(void) apply_transactions(state);
+		 !pyr_skip_has_failure()))
+		return apply_transactions(state);
+	if (apply_in_sets(state))
+		return true;
+	return !pyr_ddl_is_waiting() && apply_transactions(state);
+}
+
+/*
+ * Begins a transaction, and in it makes the window's changes.  False: the transaction
+ * is to be rolled back, and something carried out ahead.
+ */
+static bool
+begin_window(ApplyState *state)
+{
+	MemoryContext context = CurrentMemoryContext;
+	ErrorContextCallback callback;
+	volatile bool is_done = false;
+
+	pyr_history_begin(&state->conflicts.history, state->replica);
+	pyr_local_begin_transaction();
+	pyr_tables_roll_back();		/* if this is not the first time */
+	state->change_context = AllocSetContextCreate(TopTransactionContext,
+												  "pyreplica change",
+												  ALLOCSET_DEFAULT_SIZES);
+	callback.callback = error_context;
+	callback.arg = state;
+	callback.previous = error_context_stack;
+	error_context_stack = &callback;
+	PG_TRY();
+	{
+		is_done = apply_changes(state);
+	}
+	PG_CATCH();
+	{
+		error_context_stack = callback.previous;
+		fail(state, context);
+	}
+	PG_END_TRY();
+	error_context_stack = callback.previous;
+	return is_done;
+}
+
+/*
+ * Carries out what has to be ahead of the window, and begins that once more.
+ */
+static void
+begin_again(ApplyState *state)
+{
+	MemoryContext context = CurrentMemoryContext;
+
+	AbortCurrentTransaction();
+	MemoryContextSwitchTo(context);
+	state->applied = (PyrApplied) {0};
+	state->merge = NULL;
+	state->merged = NULL;
+	state->nmerged = state->maxmerged = 0;
+	state->ntruncated = 0;
+	state->change = NULL;
+	state->number_at_work = 0;
+	pyr_window_rewind(state->window);
+	pyr_node_apply(NULL);
+	pyr_ddl_run_ahead();
 }
 
 /*
@@ -889,9 +987,7 @@ PyrApplied
 pyr_apply_window(const char *replica, PyrWindow *window, int encoding,
 				 PyrPosition *position)
 {
-	MemoryContext context = CurrentMemoryContext;
 	ApplyState	state = {0};
-	ErrorContextCallback callback;
 	PyrSupplement *supplement = pyr_window_supplement(window);
 
 	state.replica = replica;
@@ -904,31 +1000,13 @@ pyr_apply_window(const char *replica, PyrWindow *window, int encoding,
 	state.sets.arg = &state;
 	state.conflicts.master = position->system_identifier;
 	state.conflicts.encoding = encoding;
-	pyr_history_begin(&state.conflicts.history, replica);
 	window_number++;
 	pyr_tables_begin_window();
 
 	pyr_target_sweep();
 	limit_shapes();
-	pyr_local_begin_transaction();
-	state.change_context = AllocSetContextCreate(TopTransactionContext,
-												 "pyreplica change",
-												 ALLOCSET_DEFAULT_SIZES);
-	callback.callback = error_context;
-	callback.arg = &state;
-	callback.previous = error_context_stack;
-	error_context_stack = &callback;
-	PG_TRY();
-	{
-		apply_changes(&state);
-	}
-	PG_CATCH();
-	{
-		error_context_stack = callback.previous;
-		fail(&state, context);
-	}
-	PG_END_TRY();
-	error_context_stack = callback.previous;
+	while (!begin_window(&state))
+		begin_again(&state);
 
 	pyr_node_apply(NULL);
 	pyr_history_finish(&state.conflicts.history);

@@ -47,6 +47,7 @@
 #include "catalog/pg_class.h"
 #include "catalog/pg_type.h"
 #include "commands/trigger.h"
+#include "common/arrays.h"
 #include "common/compat.h"
 #include "common/config.h"
 #include "common/values.h"
@@ -60,6 +61,7 @@
 #include "slave/copyworker.h"
 #include "slave/local.h"
 #include "slave/mend.h"
+#include "slave/skip.h"
 #include "slave/target.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
@@ -168,6 +170,17 @@ end_copy(PyrTable *table)
 	if (copy->layout != NULL)
 		pyr_layout_free(copy->layout);
 	pfree(copy);
+}
+
+/*
+ * The tables here may not be what they were: what has come of them is of no use, and
+ * the master is to tell once more what they look like.
+ */
+void
+pyr_copy_forget_layouts(void)
+{
+	while (copies != NIL)
+		end_copy(((Copy *) linitial(copies))->table);
 }
 
 /*
@@ -1021,6 +1034,15 @@ refused(PyrSupplement *first, ErrorData *error)
 	if (first->next == NULL && ask->kind == ASK_ROWS &&
 		seek_culprit(ask->table, error))
 		return;
+	if (first->next == NULL && ask->kind == ASK_ROWS &&
+		(error->sqlerrcode == ERRCODE_UNDEFINED_COLUMN ||
+		 error->sqlerrcode == ERRCODE_UNDEFINED_TABLE ||
+		 error->sqlerrcode == ERRCODE_UNDEFINED_SCHEMA))
+	{
+		/* it had that column, or name, when it was described */
+		end_copy(ask->table);
+		return;
+	}
 	if (first->next == NULL &&
 		error->sqlerrcode == ERRCODE_UNDEFINED_OBJECT)
 	{
@@ -1494,6 +1516,73 @@ may_truncate(PyrTable *table)
 }
 
 /*
+ * Whether the bookmark is about the columns that changes of the shape tell rows by.
+ */
+static bool
+is_bookmark_of(PyrTable *table, PyrShape *shape)
+{
+	size_t		len;
+
+	if (shape->key_names == NULL)
+	{
+		char	  **names = palloc((shape->nkey + 1) * sizeof(char *));
+
+		for (int i = 0; i < shape->nkey; i++)
+			names[i] = shape->columns[i].name;
+		/* where shapes live */
+		shape->key_names = MemoryContextStrdup(GetMemoryChunkContext(shape->columns),
+											   pyr_array_join(names, shape->nkey));
+	}
+	len = strlen(shape->key_names);
+	return table->nbookmark == shape->nkey && table->key != NULL &&
+		strncmp(table->key, shape->key_names, len) == 0 && table->key[len] == ' ';
+}
+
+/*
+ * Whether the change is about a column, or a table, that neither side has any more.
+ * (It is looked for on the master when something has failed here.)
+ */
+static bool
+is_about_nothing(PyrTable *table, PyrShape *shape)
+{
+	Oid			relid = pyr_layout_find(table);
+
+	if (table->ncolumns_there == 0)
+		return !OidIsValid(relid);
+	if (!OidIsValid(relid))
+		return false;
+	for (int i = 0; i < shape->nkey + shape->nset + shape->nold; i++)
+	{
+		const char *name = shape->columns[i].name;
+		bool		is_there = false;
+
+		for (int j = 0; j < table->ncolumns_there && !is_there; j++)
+			is_there = strcmp(name, table->columns_there[j]) == 0;
+		if (!is_there && get_attnum(relid, name) == InvalidAttrNumber)
+			return true;
+	}
+	return false;
+}
+
+/*
+ * If so, it cannot be made, nor need it be: the table is copied once more, as it is
+ * now.  (A column that has only got another name on both sides could not be told from
+ * one that is gone.)
+ */
+static void
+begin_anew_if_about_nothing(PyrTable *table, PyrShape *shape)
+{
+	if (!is_about_nothing(table, shape))
+		return;
+	ereport(LOG,
+			(errmsg("pyreplica %s: table \"%s.%s\" begins anew, as a change is about what neither side has any more",
+					pyr_local_replica(), NameStr(table->name.schema),
+					NameStr(table->name.table)),
+			 errhidestmt(true), errhidecontext(true)));
+	pyr_table_begin_anew(table);
+}
+
+/*
  * What becomes of a change; if it is to be another one, that is "other".  Needs
  * SPI.
  */
@@ -1512,6 +1601,9 @@ pyr_copy_admit(PyrTable *table, PyrChange *change, int encoding,
 	if (table->state != PYR_TABLE_WAITING &&
 		!pyr_table_has_filter(table, shape->filter))
 		pyr_table_begin_anew(table);
+	if (table->is_described && pyr_failure_is_kept() && copy_data &&
+		(table->state == PYR_TABLE_READY || table->state == PYR_TABLE_COPYING))
+		begin_anew_if_about_nothing(table, shape);
 	if (table->state == PYR_TABLE_READY)
 		return PYR_ADMIT;
 	if (shape->verb == PYR_TRUNCATE)
@@ -1519,13 +1611,13 @@ pyr_copy_admit(PyrTable *table, PyrChange *change, int encoding,
 	if (table->state != PYR_TABLE_COPYING || table->bookmark == NULL)
 		return PYR_PASS_OVER;
 
-	binding = pyr_target_bind(shape);
-	if (binding->target->merge->nkey != table->nbookmark)
+	if (!is_bookmark_of(table, shape))
 	{
 		/* the master has another key by now */
 		pyr_table_begin_anew(table);
 		return PYR_PASS_OVER;
 	}
+	binding = pyr_target_bind(shape);
 	before = pyr_local_become(binding->target->owner);
 	bookmark = get_bookmark(table, binding->target);
 	was_here = is_now = is_here(bookmark, change->values, NULL, encoding);

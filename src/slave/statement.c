@@ -650,6 +650,7 @@ statement_text(PyrStatement *statement, bool for_many)
 			return psprintf("DELETE FROM %s AS t%s%s WHERE %s", table,
 							for_many ? " USING " : "", rows, condition);
 		case PYR_TRUNCATE:
+		case PYR_SQL:
 			break;
 	}
 	elog(ERROR, "unexpected operation in a statement");

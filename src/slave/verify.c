@@ -123,6 +123,28 @@ next_table(void)
 		end_run(NULL);
 }
 
+/*
+ * The table is not what it was.
+ */
+static void
+begin_table_again(void)
+{
+	pyr_layout_free(run->layout);
+	run->layout = NULL;
+	run->phase = PHASE_DESCRIBE;
+	run->after = run->upto = NULL;
+}
+
+/*
+ * The tables here may not be what they were.
+ */
+void
+pyr_verify_forget_layout(void)
+{
+	if (run != NULL && run->layout != NULL)
+		begin_table_again();
+}
+
 static Run *
 make_run(void)
 {
@@ -561,12 +583,7 @@ apply_phase(PyrSupplement *supplement, void (*between) (void))
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 				 errmsg("the table is not replicated, or not ready, any more")));
 	if (run->layout != NULL && !pyr_layout_is_same(run->layout, linitial(rows)))
-	{
-		pyr_layout_free(run->layout);
-		run->layout = NULL;
-		run->phase = PHASE_DESCRIBE;
-		run->after = run->upto = NULL;
-	}
+		begin_table_again();
 
 	switch (run->phase)
 	{

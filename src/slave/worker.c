@@ -268,6 +268,34 @@ look_at_triggers(void)
 }
 
 /*
+ * Likewise, if something has failed: what it was about may be gone on the master as
+ * well by now, see copy.c.
+ */
+static bool
+look_at_failure(void)
+{
+	char	   *schema;
+	char	   *table;
+	bool		has_failed;
+	List	   *rows;
+
+	pyr_local_begin_transaction();
+	has_failed = pyr_failure_table(&schema, &table);
+	if (has_failed)
+	{
+		schema = MemoryContextStrdup(loop_context, schema);
+		table = MemoryContextStrdup(loop_context, table);
+	}
+	pyr_local_commit_transaction();
+	if (!has_failed)
+		return true;
+	if (!pyr_origin_rows(origin, pyr_tables_columns_sql(schema, table), &rows))
+		return false;
+	pyr_tables_take_columns(schema, table, rows);
+	return true;
+}
+
+/*
  * What was changed while we were away is not in the log any more.  Everything
  * is made equal from the new position on, as the tables are now.
  */
@@ -327,7 +355,8 @@ connect_origin(void)
 							 should_give_up, &error);
 	if (origin != NULL && origin->begins_anew)
 		begin_anew();
-	if (origin != NULL && (!look_at_triggers() || !look_at_clock()))
+	if (origin != NULL &&
+		(!look_at_triggers() || !look_at_failure() || !look_at_clock()))
 	{
 		lose_origin();
 		return;
