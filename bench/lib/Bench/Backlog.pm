@@ -184,18 +184,15 @@ sub wide ($name, $options)
 		  . " inserts and updates of rows with $WIDE_COLUMNS columns",
 		short => 'wide rows',
 		changes => $changes,
-		content => {
-			name => $name,
-			tables => [$table],
-			create => sub ($cluster) {
-				$cluster->do(
-					"CREATE TABLE $table (id integer PRIMARY KEY, "
-					  . join(', ',
-						map { "c$_ $types[$_ % 4]" } 0 .. $WIDE_COLUMNS - 1)
-					  . ')',
-					"INSERT INTO $table SELECT i, $row FROM generate_series(1, $rows) i");
-			}
-		},
+		content => filled_table(
+			$name, $rows,
+			row => $row,
+			create => [
+				"CREATE TABLE $table (id integer PRIMARY KEY, "
+				  . join(', ',
+					map { "c$_ $types[$_ % 4]" } 0 .. $WIDE_COLUMNS - 1)
+				  . ')'
+			]),
 		make => sub ($cluster) {
 			$cluster->do(
 				transactions(
@@ -222,17 +219,12 @@ sub large_values ($name, $options)
 		  . ' inserts, updates beside and updates of values of 20 kB',
 		short => 'large values',
 		changes => $changes,
-		content => {
-			name => $name,
-			tables => [$table],
-			create => sub ($cluster) {
-				$cluster->do(
-					"CREATE TABLE $table (id integer PRIMARY KEY, n integer, payload text)",
-					"INSERT INTO $table SELECT i, 0, "
-					  . sprintf($LARGE, 'i')
-					  . " FROM generate_series(1, $rows) i");
-			}
-		},
+		content => filled_table(
+			$name, $rows,
+			row => '0, ' . sprintf($LARGE, 'i'),
+			create => [
+				"CREATE TABLE $table (id integer PRIMARY KEY, n integer, payload text)"
+			]),
 		make => sub ($cluster) {
 			$cluster->do(
 				transactions(
@@ -261,22 +253,15 @@ sub partitioned ($name, $options)
 		  . " inserts and random updates in $PARTITIONS partitions",
 		short => 'partitions',
 		changes => $changes,
-		content => {
-			name => $name,
-			tables => [$table],
-			create => sub ($cluster) {
-				$cluster->do(
-					create_payload_table($table) . ' PARTITION BY HASH (id)',
-					(
-						map {
-							"CREATE TABLE ${table}_$_ PARTITION OF $table
-							 FOR VALUES WITH (MODULUS $PARTITIONS, REMAINDER $_)"
-						} 0 .. $PARTITIONS - 1),
-					"INSERT INTO $table SELECT i, "
-					  . payload('-i')
-					  . " FROM generate_series(1, $rows) i");
-			}
-		},
+		content => filled_table(
+			$name, $rows,
+			create => [
+				create_payload_table($table) . ' PARTITION BY HASH (id)',
+				map {
+					"CREATE TABLE ${table}_$_ PARTITION OF $table
+					 FOR VALUES WITH (MODULUS $PARTITIONS, REMAINDER $_)"
+				} 0 .. $PARTITIONS - 1
+			]),
 		make => sub ($cluster) {
 			$cluster->do(
 				transactions(
@@ -290,18 +275,19 @@ sub partitioned ($name, $options)
 		});
 }
 
-# A table drain_... with the keys 1 to $rows.
-sub filled_table ($name, $rows)
+# A table drain_... with the keys 1 to $rows.  If it is not the usual one: "create",
+# the statements that make it, and "row", what it holds beside the key, i.
+sub filled_table ($name, $rows, %other)
 {
 	my $table = "drain_$name";
+	my $row = $other{row} // payload('-i');
 	return {
 		name => $name,
 		tables => [$table],
 		create => sub ($cluster) {
-			$cluster->do(create_payload_table($table),
-				"INSERT INTO $table SELECT i, "
-				  . payload('-i')
-				  . " FROM generate_series(1, $rows) i");
+			$cluster->do(
+				@{ $other{create} // [ create_payload_table($table) ] },
+				"INSERT INTO $table SELECT i, $row FROM generate_series(1, $rows) i");
 		}
 	};
 }
