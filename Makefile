@@ -20,6 +20,8 @@ OBJS = \
 	src/common/decode.o \
 	src/common/arrays.o \
 	src/common/values.o \
+	src/common/textform.o \
+	src/common/encoding.o \
 	src/common/wal.o \
 	src/common/keys.o \
 	src/common/node.o \
@@ -29,6 +31,7 @@ OBJS = \
 	src/master/txbuffer.o \
 	src/master/capture.o \
 	src/master/log.o \
+	src/master/sql.o \
 	src/master/sequence.o \
 	src/master/place.o \
 	src/master/writer.o \
@@ -40,6 +43,7 @@ OBJS = \
 	src/slave/origin.o \
 	src/slave/fetch.o \
 	src/slave/tables.o \
+	src/slave/mapping.o \
 	src/slave/layout.o \
 	src/slave/collision.o \
 	src/slave/mend.o \
@@ -52,6 +56,7 @@ OBJS = \
 	src/slave/sequences.o \
 	src/slave/merge.o \
 	src/slave/target.o \
+	src/slave/foreign.o \
 	src/slave/statement.o \
 	src/slave/sets.o \
 	src/slave/author.o \
@@ -60,6 +65,7 @@ OBJS = \
 	src/slave/conflict.o \
 	src/slave/history.o \
 	src/slave/skip.o \
+	src/slave/ddl.o \
 	src/slave/apply.o \
 	src/slave/position.o \
 	src/slave/local.o

@@ -137,7 +137,7 @@ SET search_path = pg_catalog, pg_temp
 AS $$
 	SELECT array_agg(convert_from(decode(u.a, 'hex'), getdatabaseencoding()) ORDER BY u.n)
 	  FROM pg_trigger t,
-		   unnest(string_to_array(regexp_replace(encode(t.tgargs, 'hex'), '(..)', '\1 ', 'g'), '00 ')) WITH ORDINALITY AS u(a, n)
+		   unnest(string_to_array(regexp_replace(encode(t.tgargs, 'hex'), '(..)', E'\\1 ', 'g'), '00 ')) WITH ORDINALITY AS u(a, n)
 	 WHERE t.oid = trigger AND u.n <= t.tgnargs
 $$;
 
@@ -672,12 +672,40 @@ AS $$ SELECT @extschema@.py_log_drop_tg(@extschema@.py_log_table_schema(tablenam
 COMMENT ON FUNCTION py_log_drop_tg(text) IS
 'drops the log triggers of a table';
 
+-- Not STRICT: nothing at all is no statement.
+CREATE FUNCTION py_log_sql(statement text)
+RETURNS void
+AS 'MODULE_PATHNAME' LANGUAGE C VOLATILE;
+COMMENT ON FUNCTION py_log_sql(text) IS
+'runs a statement (DDL), or several, here and on the slaves, at its place among the changes; on slaves with the rights of the owner of their database';
+
 ---------------------------------------------------------------------------
 -- Master: tables, for a slave that copies them
 ---------------------------------------------------------------------------
 
+-- Whether a unique index sees to it that no two rows are the same in these columns.
+CREATE FUNCTION py_log_is_unique(tab oid, key text[])
+RETURNS boolean
+LANGUAGE plpgsql STABLE STRICT
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+	RETURN EXISTS (
+		SELECT FROM pg_index i
+		 WHERE i.indrelid = tab AND i.indisunique AND i.indisvalid
+		   AND i.indpred IS NULL AND i.indexprs IS NULL
+		   AND NOT EXISTS (
+				SELECT FROM unnest(i.indkey::int2[]) WITH ORDINALITY AS x(attnum, n),
+					   pg_attribute a
+				 WHERE x.n <= i.indnkeyatts
+				   AND a.attrelid = tab AND a.attnum = x.attnum
+				   AND NOT (a.attnotnull AND a.attname = ANY (key))));
+END
+$$;
+
 -- The columns that a log trigger takes as key, as py_log_replica() does: those
--- that its arguments name, or else the primary key.
+-- that its arguments name, as long as they are unique; else the primary key; or if
+-- there is none, those that are named once more.
 CREATE FUNCTION py_log_key(trigger oid)
 RETURNS text[]
 LANGUAGE plpgsql STABLE STRICT
@@ -687,10 +715,11 @@ AS $$
 BEGIN
 	RETURN (
 	SELECT CASE WHEN o.whole_row THEN @extschema@.py_log_row_columns(t.tgrelid::regclass, o.columns::text[])
-		   WHEN o.key <@ (SELECT array_agg(c.attname::text) FROM pg_attribute c
-								WHERE c.attrelid = t.tgrelid AND c.attnum > 0 AND NOT c.attisdropped)
-		   THEN o.key ELSE @extschema@.py_log_primary_key(t.tgrelid::regclass) END
-	  FROM pg_trigger t, @extschema@.py_log_options(t.oid) o
+				WHEN k.is_there AND @extschema@.py_log_is_unique(t.tgrelid, o.key) THEN o.key
+				ELSE coalesce(@extschema@.py_log_primary_key(t.tgrelid::regclass), CASE WHEN k.is_there THEN o.key END) END
+	  FROM pg_trigger t, @extschema@.py_log_options(t.oid) o,
+	  LATERAL (SELECT o.key <@ (SELECT array_agg(c.attname::text) FROM pg_attribute c
+								 WHERE c.attrelid = t.tgrelid AND c.attnum > 0 AND NOT c.attisdropped) AS is_there) k
 	 WHERE t.oid = trigger);
 END
 $$;
@@ -710,7 +739,7 @@ SELECT n.nspname AS schemaname, c.relname AS tablename,
   FROM pg_catalog.pg_trigger t
   JOIN pg_catalog.pg_class c ON c.oid = t.tgrelid
   JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
-  LEFT JOIN LATERAL @extschema@.py_log_options(t.oid) o ON position('\x0000'::bytea IN t.tgargs) > 0
+  LEFT JOIN LATERAL @extschema@.py_log_options(t.oid) o ON position(E'\\x0000'::bytea IN t.tgargs) > 0
  WHERE t.tgfoid = '@extschema@.py_log_replica'::pg_catalog.regproc
    AND t.tgtype & 1 = 1 AND t.tgenabled <> 'D'
    AND CASE WHEN o.via_root THEN t.tgparentid = 0 ELSE c.relkind <> 'p' END;
@@ -799,16 +828,7 @@ BEGIN
 	  CROSS JOIN LATERAL @extschema@.py_log_options(l.trigger) o
 	  JOIN pg_namespace n ON n.nspname = l.schemaname
 	  JOIN pg_class c ON c.relnamespace = n.oid AND c.relname = l.tablename,
-	  LATERAL (SELECT n.key, NOT o.whole_row AND EXISTS (
-				SELECT FROM pg_index i
-				 WHERE i.indrelid = c.oid AND i.indisunique AND i.indisvalid
-				   AND i.indpred IS NULL AND i.indexprs IS NULL
-				   AND NOT EXISTS (
-						SELECT FROM unnest(i.indkey::int2[]) WITH ORDINALITY AS x(attnum, n),
-							   pg_attribute a
-						 WHERE x.n <= i.indnkeyatts
-						   AND a.attrelid = c.oid AND a.attnum = x.attnum
-						   AND NOT (a.attnotnull AND a.attname = ANY (n.key)))) AS is_unique
+	  LATERAL (SELECT n.key, NOT o.whole_row AND @extschema@.py_log_is_unique(c.oid, n.key) AS is_unique
 				 FROM (SELECT @extschema@.py_log_key(l.trigger) AS key) n) k
 	 WHERE l.schemaname = py_log_describe.schemaname
 	   AND l.tablename = py_log_describe.tablename
@@ -817,6 +837,48 @@ BEGIN
 		RAISE EXCEPTION 'table "%.%" has no log trigger any more', schemaname, tablename
 			USING ERRCODE = 'undefined_object';
 	END IF;
+END
+$$;
+
+-- Which value cannot be sent to a slave that has that encoding: what the server
+-- says of it names neither row nor column.  The query returns the key and the
+-- columns' values, both as arrays of texts.  What is returned can be sent; all
+-- NULL: there is no such value.
+CREATE FUNCTION py_log_untranslatable(query text, columns text[], encoding text,
+	OUT columnname text, OUT key text, OUT problem text)
+RETURNS record
+LANGUAGE plpgsql STABLE STRICT
+SET search_path = pg_catalog, pg_temp
+AS $$
+#variable_conflict use_variable
+DECLARE
+	row_key	text[];
+	row_values text[];
+BEGIN
+	FOR row_key, row_values IN EXECUTE query LOOP
+		BEGIN
+			PERFORM convert_to(array_to_string(row_values, ''), encoding::name);
+			CONTINUE;
+		EXCEPTION WHEN untranslatable_character OR character_not_in_repertoire THEN
+			NULL;
+		END;
+		FOR i IN 1 .. cardinality(row_values) LOOP
+			BEGIN
+				PERFORM convert_to(row_values[i], encoding::name);
+			EXCEPTION WHEN untranslatable_character OR character_not_in_repertoire THEN
+				columnname := columns[i];
+				key := row_key::text;
+				problem := SQLERRM;
+			END;
+			EXIT WHEN columnname IS NOT NULL;
+		END LOOP;
+		EXIT;
+	END LOOP;
+	BEGIN
+		PERFORM convert_to(key, encoding::name);
+	EXCEPTION WHEN untranslatable_character OR character_not_in_repertoire THEN
+		key := regexp_replace(key, '[^ -~]', '?', 'g');
+	END;
 END
 $$;
 
@@ -852,19 +914,28 @@ AS 'MODULE_PATHNAME' LANGUAGE C VOLATILE STRICT;
 -- Where they are, for a slave.  One that somebody has locked, or that is being
 -- dropped, has no value.  They are read by OID: another object that has got a
 -- sequence's name by now is none of our business, least of all with our rights.
+-- (The table and column tell which sequence it is for a slave where tables have
+-- other names.)
 CREATE FUNCTION py_log_sequences(OUT schemaname text, OUT sequencename text,
 	OUT last_value bigint, OUT is_called boolean,
-	OUT increment bigint, OUT start bigint)
+	OUT increment bigint, OUT start bigint,
+	OUT table_schema text, OUT table_name text, OUT column_name text)
 RETURNS SETOF record
 LANGUAGE sql VOLATILE SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 AS $$
-	SELECT n.nspname, c.relname, v.last_value, v.is_called, s.seqincrement, s.seqstart
-	  FROM pg_class c
+	SELECT n.nspname, c.relname, v.last_value, v.is_called, s.seqincrement, s.seqstart,
+		   tn.nspname, t.relname, a.attname
+	  FROM (SELECT DISTINCT ON (u.sequence) u.sequence, u.tab, u.attnum
+			  FROM @extschema@.py_log_sequence_use u
+			 ORDER BY u.sequence, u.tab, u.attnum) u
+	  JOIN pg_class c ON c.oid = u.sequence
 	  JOIN pg_namespace n ON n.oid = c.relnamespace
 	  JOIN pg_sequence s ON s.seqrelid = c.oid
+	  JOIN pg_class t ON t.oid = u.tab
+	  JOIN pg_namespace tn ON tn.oid = t.relnamespace
+	  JOIN pg_attribute a ON a.attrelid = u.tab AND a.attnum = u.attnum
 	 CROSS JOIN LATERAL @extschema@.py_log_sequence_value(c.oid) v
-	 WHERE c.oid IN (SELECT u.sequence FROM @extschema@.py_log_sequence_use u)
 $$;
 
 -- For several masters of the same tables: each makes values that no other does.
@@ -1344,8 +1415,10 @@ COMMENT ON FUNCTION py_log_rotate() IS
 'empties the inner log tables that every slave has passed; slaves call it now and then';
 
 -- Called by a slave: everything that "position" sees is safe there.
+-- How many slaves are connected is returned: each takes its part of the load that
+-- the looks of all of them are.
 CREATE FUNCTION py_log_confirm(slave text, "position" pg_snapshot)
-RETURNS void
+RETURNS integer
 LANGUAGE plpgsql SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 AS $$
@@ -1359,6 +1432,10 @@ BEGIN
 			USING ERRCODE = 'undefined_object',
 			DETAIL = 'It was dropped with py_log_drop_slave.';
 	END IF;
+	RETURN (SELECT count(*) FROM pg_locks k
+			 WHERE k.locktype = 'advisory' AND k.granted AND k.objsubid = 2
+			   AND k.database = (SELECT d.oid FROM pg_database d WHERE d.datname = current_database())
+			   AND k.classid = 1887007347::oid);
 END
 $$;
 
@@ -1444,7 +1521,7 @@ BEGIN
 	EXECUTE format('GRANT SELECT ON @extschema@.py_log_tables TO %I', role);
 	EXECUTE format('GRANT EXECUTE ON FUNCTION @extschema@.py_log_sequences() TO %I', role);
 	EXECUTE format('GRANT EXECUTE ON FUNCTION @extschema@.py_log_arguments(oid), @extschema@.py_log_options(oid), @extschema@.py_log_primary_key(regclass), @extschema@.py_log_row_columns(regclass, text[]), @extschema@.py_log_filter(regclass, text) TO %I', role);
-	EXECUTE format('GRANT EXECUTE ON FUNCTION @extschema@.py_log_key(oid), @extschema@.py_log_order(oid, oid), @extschema@.py_log_describe(text, text, boolean) TO %I', role);
+	EXECUTE format('GRANT EXECUTE ON FUNCTION @extschema@.py_log_key(oid), @extschema@.py_log_is_unique(oid, text[]), @extschema@.py_log_order(oid, oid), @extschema@.py_log_describe(text, text, boolean), @extschema@.py_log_untranslatable(text, text[], text) TO %I', role);
 END
 $$;
 COMMENT ON FUNCTION py_log_grant(name) IS
@@ -1539,6 +1616,33 @@ CREATE INDEX pyreplica_difference_run ON pyreplica_difference (run);
 COMMENT ON COLUMN pyreplica_difference.range IS 'those of one number were found, and are repaired, together';
 COMMENT ON TABLE pyreplica_difference IS
 'pyreplica: rows that a verification found to be missing here, to be extra, or to differ from the master''s';
+
+-- Tables of the master that have another name here.  Of several rows that are about
+-- a table, one that names it counts before one that names its schema, then one
+-- for its replica before one for all.
+CREATE TABLE pyreplica_mapping (
+	replica		text,
+	schemaname	text NOT NULL,
+	tablename	text,
+	local_schema text NOT NULL,
+	local_table	text,
+	CHECK ((tablename IS NULL) = (local_table IS NULL))
+);
+CREATE UNIQUE INDEX pyreplica_mapping_key ON pyreplica_mapping
+	(coalesce(replica, ''), schemaname, coalesce(tablename, ''));
+SELECT pg_catalog.pg_extension_config_dump('@extschema@.pyreplica_mapping', '');
+COMMENT ON TABLE pyreplica_mapping IS
+'pyreplica: the master''s tables that have another name here; to be changed with pyreplica_map_table and pyreplica_map_schema';
+COMMENT ON COLUMN pyreplica_mapping.replica IS 'null: all that have no row of their own';
+COMMENT ON COLUMN pyreplica_mapping.schemaname IS 'the master''s, as tablename is';
+COMMENT ON COLUMN pyreplica_mapping.tablename IS 'null: all tables of the schema that have no row of their own';
+
+CREATE FUNCTION pyreplica_mapping_changed() RETURNS trigger
+AS 'MODULE_PATHNAME', 'pyreplica_mapping_changed' LANGUAGE C;
+CREATE TRIGGER pyreplica_mapping_changed
+	AFTER INSERT OR UPDATE OR DELETE OR TRUNCATE ON pyreplica_mapping
+	FOR EACH STATEMENT EXECUTE FUNCTION @extschema@.pyreplica_mapping_changed();
+ALTER TABLE pyreplica_mapping ENABLE ALWAYS TRIGGER pyreplica_mapping_changed;
 
 -- What pyreplica_sync_sequences did last.
 CREATE TABLE pyreplica_sequence (
@@ -1648,6 +1752,20 @@ CREATE TABLE pyreplica_skip_request (
 	requested_at timestamptz NOT NULL DEFAULT pg_catalog.now()
 );
 
+-- Where each table is here; as mapping.c finds it.
+CREATE VIEW pyreplica_place AS
+SELECT t.replica, t.schemaname, t.tablename,
+	   coalesce(m.local_schema, t.schemaname) AS local_schema,
+	   coalesce(m.local_table, t.tablename) AS local_table
+  FROM @extschema@.pyreplica_table t
+  LEFT JOIN LATERAL (SELECT p.local_schema, p.local_table
+					   FROM @extschema@.pyreplica_mapping p
+					  WHERE (p.replica IS NULL OR p.replica = t.replica)
+						AND p.schemaname = t.schemaname
+						AND (p.tablename IS NULL OR p.tablename = t.tablename)
+					  ORDER BY p.tablename IS NULL, p.replica IS NULL
+					  LIMIT 1) m ON true;
+
 CREATE VIEW pyreplica_tables AS
 SELECT t.replica, t.schemaname, t.tablename,
 	   CASE WHEN t.last_error IS NOT NULL THEN 'error' ELSE t.state END AS state,
@@ -1661,8 +1779,10 @@ SELECT t.replica, t.schemaname, t.tablename,
 	   t.started_at, t.finished_at,
 	   coalesce(t.last_error, d.last_error) AS last_error,
 	   CASE WHEN t.last_error IS NOT NULL THEN t.last_error_at ELSE d.last_error_at END AS last_error_at,
-	   t.verified_at, t.differences, d.definitions_left
-  FROM @extschema@.pyreplica_table t,
+	   t.verified_at, t.differences, d.definitions_left,
+	   CASE WHEN l.local_schema <> t.schemaname OR l.local_table <> t.tablename
+			THEN pg_catalog.format('%I.%I', l.local_schema, l.local_table) END AS slave_table
+  FROM @extschema@.pyreplica_table t JOIN @extschema@.pyreplica_place l USING (replica, schemaname, tablename),
 	   LATERAL (SELECT pg_catalog.count(*) AS definitions_left,
 					   (pg_catalog.array_agg(p.last_error ORDER BY p.last_error_at DESC NULLS LAST))[1] AS last_error,
 					   pg_catalog.max(p.last_error_at) AS last_error_at
@@ -1692,19 +1812,103 @@ COMMENT ON VIEW pyreplica_status IS
 CREATE FUNCTION pyreplica_wake() RETURNS void
 AS 'MODULE_PATHNAME', 'pyreplica_wake' LANGUAGE C VOLATILE STRICT;
 
--- The replicas of this database that follow a table, of those that there are
--- (rows of pyreplica_table may be left of others).
+-- The replicas of this database that follow a table, by its name here, of those
+-- that there are (rows of pyreplica_table may be left of others).
 CREATE FUNCTION pyreplica_followers(schemaname text, tablename text)
 RETURNS text[]
 LANGUAGE sql STABLE
 SET search_path = pg_catalog, pg_temp
 AS $$
-	SELECT coalesce(array_agg(t.replica ORDER BY t.replica), '{}')
-	  FROM @extschema@.pyreplica_table t
-	 WHERE t.schemaname = $1 AND t.tablename = $2
+	SELECT coalesce(array_agg(DISTINCT t.replica ORDER BY t.replica), '{}')
+	  FROM @extschema@.pyreplica_place t
+	 WHERE t.local_schema = $1 AND t.local_table = $2
 	   AND t.replica IN (SELECT s.replica FROM @extschema@.pyreplica_status() s
 						  WHERE s.database = current_database())
 $$;
+
+-- A name as users write it, in its two parts.
+CREATE FUNCTION pyreplica_name_parts(name text)
+RETURNS text[]
+LANGUAGE plpgsql IMMUTABLE STRICT
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+	parts	text[] := parse_ident(name);
+BEGIN
+	IF cardinality(parts) > 2 THEN
+		RAISE EXCEPTION 'improper table name: %', name
+			USING ERRCODE = 'syntax_error',
+			HINT = 'It is schema.table, or just the table if that is in the schema public.';
+	END IF;
+	RETURN CASE cardinality(parts) WHEN 1 THEN ARRAY['public'] || parts ELSE parts END;
+END
+$$;
+
+-- Lays a mapping down, or takes it away.
+CREATE FUNCTION pyreplica_map(schemaname text, tablename text, local_schema text, local_table text, replica text)
+RETURNS void
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $$
+#variable_conflict use_column
+BEGIN
+	IF pyreplica_map.local_schema IS NULL THEN
+		DELETE FROM @extschema@.pyreplica_mapping m
+		 WHERE m.schemaname = pyreplica_map.schemaname
+		   AND m.tablename IS NOT DISTINCT FROM pyreplica_map.tablename
+		   AND m.replica IS NOT DISTINCT FROM pyreplica_map.replica;
+		IF NOT FOUND THEN
+			RAISE EXCEPTION 'nothing is laid down about "%" of the master%',
+				concat_ws('.', pyreplica_map.schemaname, pyreplica_map.tablename),
+				coalesce(' for replica "' || pyreplica_map.replica || '"', '')
+				USING ERRCODE = 'undefined_object',
+				HINT = 'See pyreplica_mapping.';
+		END IF;
+	ELSE
+		INSERT INTO @extschema@.pyreplica_mapping (replica, schemaname, tablename, local_schema, local_table)
+		VALUES (pyreplica_map.replica, pyreplica_map.schemaname, pyreplica_map.tablename,
+				pyreplica_map.local_schema, pyreplica_map.local_table)
+		ON CONFLICT (coalesce(replica, ''), schemaname, coalesce(tablename, '')) DO UPDATE
+		   SET local_schema = excluded.local_schema, local_table = excluded.local_table;
+	END IF;
+	PERFORM @extschema@.pyreplica_wake();
+END
+$$;
+
+CREATE FUNCTION pyreplica_map_table(master_table text, slave_table text, replica text DEFAULT NULL)
+RETURNS void
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+	there	text[] := @extschema@.pyreplica_name_parts(master_table);
+	here	text[] := @extschema@.pyreplica_name_parts(slave_table);
+BEGIN
+	IF there IS NULL THEN
+		RAISE EXCEPTION 'the master''s table must be named'
+			USING ERRCODE = 'null_value_not_allowed';
+	END IF;
+	PERFORM @extschema@.pyreplica_map(there[1], there[2], here[1], here[2], replica);
+END
+$$;
+COMMENT ON FUNCTION pyreplica_map_table(text, text, text) IS
+'the master''s table (or sequence) has another name here, for one replica or all; null: the same name again';
+
+CREATE FUNCTION pyreplica_map_schema(master_schema text, slave_schema text, replica text DEFAULT NULL)
+RETURNS void
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+	IF master_schema IS NULL THEN
+		RAISE EXCEPTION 'the master''s schema must be named'
+			USING ERRCODE = 'null_value_not_allowed';
+	END IF;
+	PERFORM @extschema@.pyreplica_map(master_schema, NULL, slave_schema, NULL, replica);
+END
+$$;
+COMMENT ON FUNCTION pyreplica_map_schema(text, text, text) IS
+'the master''s tables of that schema are in another one here, for one replica or all; null: in the same again';
 
 -- Making rows equal to one master's takes away those of another.
 CREATE FUNCTION pyreplica_refuse_shared(schemaname text, tablename text, followers text[])
@@ -1743,8 +1947,10 @@ BEGIN
 		followers := ARRAY[pyreplica_resync.replica];
 	END IF;
 	UPDATE @extschema@.pyreplica_table t SET wants_resync = true
-	 WHERE t.schemaname = nspname AND t.tablename = relname
-	   AND t.replica = ANY (followers);
+	  FROM @extschema@.pyreplica_place p
+	 WHERE p.local_schema = nspname AND p.local_table = relname
+	   AND p.replica = ANY (followers)
+	   AND t.replica = p.replica AND t.schemaname = p.schemaname AND t.tablename = p.tablename;
 	IF NOT FOUND THEN
 		RAISE EXCEPTION 'table "%.%" is not replicated', nspname, relname
 			USING ERRCODE = 'undefined_object',
@@ -1845,7 +2051,7 @@ BEGIN
 			   requested_by = excluded.requested_by, requested_at = excluded.requested_at;
 	END IF;
 	RETURN QUERY
-	SELECT c.number, format('%I.%I', c.schemaname, c.tablename), c.statement,
+	SELECT c.number, CASE WHEN c.tablename <> '' THEN format('%I.%I', c.schemaname, c.tablename) END, c.statement,
 		   CASE WHEN pyreplica_skip.number <> c.number THEN 'stays'
 				WHEN really THEN 'will be passed over'
 				ELSE 'would be passed over' END
@@ -1901,8 +2107,9 @@ BEGIN
 	END IF;
 	IF repair AND replica IS NULL THEN
 		FOR shared IN
-			SELECT DISTINCT t.schemaname, t.tablename FROM @extschema@.pyreplica_table t
-			 WHERE pyreplica_verify.tablename IS NULL OR (t.schemaname = nspname AND t.tablename = relname)
+			SELECT DISTINCT t.local_schema AS schemaname, t.local_table AS tablename
+			  FROM @extschema@.pyreplica_place t
+			 WHERE pyreplica_verify.tablename IS NULL OR (t.local_schema = nspname AND t.local_table = relname)
 		LOOP
 			PERFORM @extschema@.pyreplica_refuse_shared(shared.schemaname, shared.tablename,
 				@extschema@.pyreplica_followers(shared.schemaname, shared.tablename));
@@ -2003,7 +2210,7 @@ REVOKE ALL ON replica_log, replica_log_1, replica_log_2, replica_log_3,
 	py_log_sequence_use, pyreplica_sequence,
 	pyreplica_conflict_resolution, pyreplica_conflicts,
 	pyreplica_conflict_counts, pyreplica_failure, pyreplica_failure_change,
-	pyreplica_skip_request FROM PUBLIC;
+	pyreplica_skip_request, pyreplica_mapping, pyreplica_place FROM PUBLIC;
 REVOKE ALL ON SEQUENCE replica_log_current FROM PUBLIC;
 REVOKE ALL ON FUNCTION
 	py_log_changes(bytea), py_log_replica(), py_log_node(),
@@ -2015,22 +2222,26 @@ REVOKE ALL ON FUNCTION
 	py_log_row_columns(regclass, text[]),
 	py_log_filter(regclass, text), py_log_columns(regclass, text[], text[]),
 	py_log_arguments(oid), py_log_options(oid), py_log_primary_key(regclass), py_log_key_problem(regclass, text[]),
-	py_log_drop_tg(text, text), py_log_drop_tg(text),
+	py_log_drop_tg(text, text), py_log_drop_tg(text), py_log_sql(text),
 	py_log_add_slave(text), py_log_drop_slave(text),
 	py_log_attach(text, text, pg_snapshot, pg_snapshot, pg_lsn, boolean),
 	py_log_rotate(), py_log_turn(), py_log_empty(boolean), py_log_let_go(),
 	py_log_size(), py_log_bytes(text, bigint), py_log_slave_pid(text),
 	py_log_confirm(text, pg_snapshot), py_log_grant(name),
-	py_log_key(oid), py_log_order(oid, oid), py_log_describe(text, text, boolean),
+	py_log_key(oid), py_log_is_unique(oid, text[]), py_log_order(oid, oid), py_log_describe(text, text, boolean),
+	py_log_untranslatable(text, text[], text),
 	py_log_covers(pg_snapshot, pg_snapshot), py_log_table_schema(text),
 	py_log_wait(text, interval), py_log_sequences(), py_log_sequence_value(oid), py_log_interleave_sequences(integer, integer, integer),
 	pyreplica_sync_run(text), pyreplica_sync_sequences(text),
 	pyreplica_status(), pyreplica_wake(), pyreplica_resync(regclass, text),
 	pyreplica_followers(text, text), pyreplica_refuse_shared(text, text, text[]),
 	pyreplica_set_conflict_resolution(regclass, text, text),
+	pyreplica_mapping_changed(), pyreplica_name_parts(text),
+	pyreplica_map(text, text, text, text, text),
+	pyreplica_map_table(text, text, text), pyreplica_map_schema(text, text, text),
 	pyreplica_skip(text, bigint, xid8, bigint, boolean),
 	pyreplica_verify_run(text, text, text, boolean), pyreplica_verify(regclass, text, boolean)
 FROM PUBLIC;
 GRANT SELECT ON pyreplica_slaves, pyreplica_status, pyreplica_tables,
-	pyreplica_conflict_resolution, pyreplica_conflict_counts TO pg_monitor;
+	pyreplica_conflict_resolution, pyreplica_conflict_counts, pyreplica_mapping TO pg_monitor;
 GRANT EXECUTE ON FUNCTION pyreplica_status(), py_log_slave_pid(text) TO pg_monitor;

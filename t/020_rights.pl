@@ -133,7 +133,7 @@ sub changes
 	  . join('', map { name($_) . "\0" } @$key, @$set);
 	my $change = "\0" . join('', map { pack('C', 1 + length $_) . $_ } @values);
 	return unpack('H*',
-		"\3\0\1" . pack('C', length $change) . pack('C', length $shape) . $shape . $change);
+		"\4\0\1" . pack('C', length $change) . pack('C', length $shape) . $shape . $change);
 }
 
 ask($master, 'CREATE SEQUENCE forged START 1000');

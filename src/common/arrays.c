@@ -39,3 +39,21 @@ pyr_array_split(const char *array_text, int *n)
 		strings[i] = isnull[i] ? NULL : TextDatumGetCString(elements[i]);
 	return strings;
 }
+
+/*
+ * Strings as an array in text form.
+ */
+char *
+pyr_array_join(char *const *strings, int n)
+{
+	Datum	   *elements = palloc((n + 1) * sizeof(Datum));
+	Oid			output;
+	bool		is_varlena;
+
+	for (int i = 0; i < n; i++)
+		elements[i] = CStringGetTextDatum(strings[i]);
+	getTypeOutputInfo(TEXTARRAYOID, &output, &is_varlena);
+	return OidOutputFunctionCall(output,
+								 PointerGetDatum(construct_array(elements, n, TEXTOID, -1,
+																 false, TYPALIGN_INT)));
+}

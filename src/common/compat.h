@@ -235,6 +235,51 @@ typedef CopyState CopyFromState;
 #define pyr_index_nulls_equal(form) (false)
 #endif
 
+/*
+ * Runs SQL whose rows nobody wants; needs SPI.  13 keeps them until they are freed.
+ * What is current before is so after.
+ */
+#include "executor/spi.h"
+#include "tcop/dest.h"
+static inline void
+pyr_spi_execute(const char *sql)
+{
+	MemoryContext context = CurrentMemoryContext;
+	int			rc;
+
+#if PG_VERSION_NUM >= 140000
+	SPIExecuteOptions options = {.dest = None_Receiver};
+
+	rc = SPI_execute_extended(sql, &options);
+#else
+	rc = SPI_execute(sql, false, 0);
+	SPI_freetuptable(SPI_tuptable);
+#endif
+	MemoryContextSwitchTo(context);
+	if (rc < 0)
+		elog(ERROR, "could not run \"%s\": %s", sql, SPI_result_code_string(rc));
+}
+
+/* 14 made TRUNCATE a kind of access of its own */
+#if PG_VERSION_NUM >= 140000
+#define PYR_ACCESS_IS_TRUNCATE(access) ((access) == OAT_TRUNCATE)
+#else
+#define PYR_ACCESS_IS_TRUNCATE(access) (false)
+#endif
+
+/* 16 keeps apart what a query may do to the tables that it names */
+#include "nodes/parsenodes.h"
+#if PG_VERSION_NUM >= 160000
+#define PYR_PERMISSIONS_PARAMS \
+	List *rangeTable, List *permissions, bool raises
+#define PYR_PERMISSIONS_ARGS rangeTable, permissions, raises
+typedef RTEPermissionInfo PyrPermission;
+#else
+#define PYR_PERMISSIONS_PARAMS List *permissions, bool raises
+#define PYR_PERMISSIONS_ARGS permissions, raises
+typedef RangeTblEntry PyrPermission;
+#endif
+
 /* 16 put the checks of rights under one name */
 #include "utils/acl.h"
 #if PG_VERSION_NUM >= 160000
@@ -253,5 +298,16 @@ typedef CopyState CopyFromState;
 #else
 #define pyr_att_is_virtual(att) (false)
 #endif
+
+/* 14 brought multiranges */
+#if PG_VERSION_NUM >= 140000
+#include "utils/lsyscache.h"
+#define pyr_multirange_range(type) get_multirange_range(type)
+#else
+#define pyr_multirange_range(type) InvalidOid
+#endif
+
+/* 14 can stop a conversion at what cannot be converted, and say where */
+#define PYR_CAN_CONVERT_PARTLY (PG_VERSION_NUM >= 140000)
 
 #endif							/* PYR_COMPAT_H */

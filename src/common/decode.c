@@ -17,6 +17,7 @@
 
 #include "access/htup_details.h"
 #include "common/decode.h"
+#include "common/encoding.h"
 #include "common/hashfn.h"
 #include "common/node.h"
 #include "mb/pg_wchar.h"
@@ -246,24 +247,27 @@ read_bytes(Cursor *cursor, uint64 len, const char **bytes)
 
 /*
  * A name, in our encoding and the decoder's memory; within a complete shape.
+ * One that does not exist here is no error yet: who reads the change may not want
+ * it.
  */
 static char *
-read_name(PyrDecoder *decoder, Cursor *cursor)
+read_name(PyrDecoder *decoder, Cursor *cursor, const char **strange)
 {
 	uint64		len;
 	const char *bytes;
 	char	   *converted;
 	char	   *name;
+	bool		is_exact;
 
 	if (!read_varint(cursor, &len) || !read_bytes(cursor, len, &bytes))
 		corrupt("a name is cut off");
 
-	name = MemoryContextAlloc(decoder->context, len + 1);
-	memcpy(name, bytes, len);
-	name[len] = '\0';
-	converted = pg_any_to_server(name, len, decoder->encoding);
-	return converted == name ? name :
-		MemoryContextStrdup(decoder->context, converted);
+	converted = pyr_encoding_show(bytes, len, decoder->encoding, &is_exact);
+	name = MemoryContextStrdup(decoder->context, converted);
+	pfree(converted);
+	if (!is_exact)
+		*strange = name;
+	return name;
 }
 
 /*
@@ -272,12 +276,13 @@ read_name(PyrDecoder *decoder, Cursor *cursor)
 static const char *
 read_origin(PyrDecoder *decoder, Cursor *cursor)
 {
-	char	   *origin = read_name(decoder, cursor);
+	const char *strange = NULL;
+	char	   *origin = read_name(decoder, cursor, &strange);
 	MemoryContext oldcontext;
 	ListCell   *cell;
 
 	/* it may go into the log here, which counts on that */
-	if (origin[0] == '\0' || strlen(origin) >= PYR_NODE_BYTES)
+	if (origin[0] == '\0' || strlen(origin) >= PYR_NODE_BYTES || strange != NULL)
 		corrupt("impossible name of a node");
 	foreach(cell, decoder->origins)
 	{
@@ -291,6 +296,25 @@ read_origin(PyrDecoder *decoder, Cursor *cursor)
 	decoder->origins = lappend(decoder->origins, origin);
 	MemoryContextSwitchTo(oldcontext);
 	return origin;
+}
+
+/*
+ * Whether a shape that says so is that of statements.
+ */
+static bool
+is_statement(PyrShape *shape)
+{
+	static const char *const names[] = PYR_SQL_COLUMNS;
+
+	if (shape->nset != PYR_SQL_NVALUES)
+		return false;
+	for (int i = 0; i < PYR_SQL_NVALUES; i++)
+	{
+		if (strcmp(shape->columns[i].name, names[i]) != 0 ||
+			shape->columns[i].type != InvalidOid)
+			return false;
+	}
+	return true;
 }
 
 /*
@@ -312,7 +336,7 @@ parse_shape(PyrDecoder *decoder, const char *bytes, int len)
 	if (!read_bytes(&cursor, 2, &fixed))
 		corrupt("an empty shape");
 	shape->verb = (PyrVerb) fixed[0];
-	if (strchr("IUDT", fixed[0]) == NULL || fixed[0] == '\0')
+	if (strchr("IUDTS", fixed[0]) == NULL || fixed[0] == '\0')
 		corrupt("unknown operation");
 	if ((fixed[1] & ~(PYR_SHAPE_SHARED_KEY | PYR_SHAPE_OLD |
 					  PYR_SHAPE_FILTERED | PYR_SHAPE_ORIGIN |
@@ -323,15 +347,16 @@ parse_shape(PyrDecoder *decoder, const char *bytes, int len)
 	shape->is_partitioned = (fixed[1] & PYR_SHAPE_PARTITIONED) != 0;
 	if ((fixed[1] & PYR_SHAPE_ORIGIN) != 0)
 		shape->origin = read_origin(decoder, &cursor);
-	shape->schema = read_name(decoder, &cursor);
-	shape->table = read_name(decoder, &cursor);
+	shape->schema = read_name(decoder, &cursor, &shape->strange);
+	shape->table = read_name(decoder, &cursor, &shape->strange);
 	if (!read_varint(&cursor, &nkey) || !read_varint(&cursor, &nset) ||
 		((fixed[1] & PYR_SHAPE_OLD) != 0 && !read_varint(&cursor, &nold)) ||
 		nkey > MaxTupleAttributeNumber || nset > MaxTupleAttributeNumber ||
 		nold > MaxTupleAttributeNumber)
 		corrupt("impossible number of columns");
-	if ((nkey == 0) != (shape->verb == PYR_TRUNCATE) ||
-		(nset > 0 && shape->verb != PYR_INSERT && shape->verb != PYR_UPDATE) ||
+	if ((nkey == 0) != (shape->verb == PYR_TRUNCATE || shape->verb == PYR_SQL) ||
+		(nset > 0 && shape->verb != PYR_INSERT && shape->verb != PYR_UPDATE &&
+		 shape->verb != PYR_SQL) ||
 		(nold > 0 && shape->verb != PYR_DELETE &&
 		 (shape->verb != PYR_UPDATE || nold != nset)))
 		corrupt("columns that the operation cannot have");
@@ -349,13 +374,15 @@ parse_shape(PyrDecoder *decoder, const char *bytes, int len)
 	{
 		uint64		type;
 
-		shape->columns[i].name = read_name(decoder, &cursor);
+		shape->columns[i].name = read_name(decoder, &cursor, &shape->strange);
 		if (!read_varint(&cursor, &type) || type > PG_UINT32_MAX)
 			corrupt("a column has no type");
 		shape->columns[i].type = (Oid) type;
 	}
 	if (cursor.p != cursor.end)
 		corrupt("a shape is longer than its columns");
+	if (shape->verb == PYR_SQL && !is_statement(shape))
+		corrupt("a statement is not what it must be");
 
 	shape->bytes = memcpy(MemoryContextAlloc(decoder->context, len),
 						  bytes, len);

@@ -35,11 +35,15 @@ typedef struct PyrShape
 	int			nset;
 	int			nold;			/* 0: old values are not known */
 	PyrShapeColumn *columns;	/* nkey + nset + nold of them */
+	const char *strange;		/* one of the names above that has characters
+								 * which do not exist here, and are question marks;
+								 * NULL: all names are as they are there */
 
 	/* for the users of the shape; NULL at first */
 	void	   *user;			/* where its changes go */
 	void	   *followed;		/* what is known of its table */
 	void	   *derived;		/* what else a change of it can be */
+	char	   *key_names;		/* the key's columns, as an array */
 } PyrShape;
 
 /* bytes of a value; len < 0: NULL */

@@ -33,6 +33,9 @@
  *		 (if some of the key did, all of them that do not belong to the key)
  *	'D'  delete: the key
  *	'T'  truncate: no columns
+ *	'S'  a statement that was passed on (py_log_sql): about no table, its names
+ *		 are empty; the set columns are PYR_SQL_COLUMNS, the statement and the
+ *		 settings that tell what it means
  *
  * The flag PYR_SHAPE_SHARED_KEY tells that rows can share a key for a while:
  * the master's table has no unique index on it that is checked at once.
@@ -86,7 +89,7 @@
 #ifndef PYR_FORMAT_H
 #define PYR_FORMAT_H
 
-#define PYR_FORMAT_VERSION		3
+#define PYR_FORMAT_VERSION		4
 
 #define PYR_SHAPE_SHARED_KEY	0x01
 #define PYR_SHAPE_OLD			0x02
@@ -110,8 +113,20 @@ typedef enum PyrVerb
 	PYR_INSERT = 'I',
 	PYR_UPDATE = 'U',
 	PYR_DELETE = 'D',
-	PYR_TRUNCATE = 'T'
+	PYR_TRUNCATE = 'T',
+	PYR_SQL = 'S'
 } PyrVerb;
+
+/*
+ * What makes up a statement that is passed on, all of it text, none of it NULL:
+ * its words, the schemas where names are looked for (those that there are, as a
+ * list for search_path), and the settings that constants in it are read by.
+ */
+#define PYR_SQL_NVALUES	6
+#define PYR_SQL_COLUMNS { \
+	"statement", "search_path", \
+	"DateStyle", "IntervalStyle", "TimeZone", "standard_conforming_strings" \
+}
 
 /* the widest a varint can be */
 #define PYR_VARINT_MAX			10

@@ -8,8 +8,11 @@
  */
 #include "postgres.h"
 
+#include "catalog/pg_type.h"
 #include "common/compat.h"
+#include "common/encoding.h"
 #include "common/render.h"
+#include "common/textform.h"
 #include "common/values.h"
 #include "fmgr.h"
 #include "funcapi.h"
@@ -40,8 +43,14 @@ render_value(StringInfo out, PyrShapeColumn *column, PyrValue *value,
 
 	wire = OidIsValid(column->type) ? pyr_wire_of_type(column->type)
 		: PYR_WIRE_TEXT;
-	if (wire == PYR_WIRE_TEXT)
-		text = pyr_wire_text(value->data, value->len, encoding);
+	if (column->type == CHAROID && value->len == 1 && IS_HIGHBIT_SET(value->data[0]))
+	{
+		/* half a character is no text */
+		appendStringInfo(out, "CAST(%d AS \"char\")", (signed char) value->data[0]);
+		return;
+	}
+	if (wire == PYR_WIRE_TEXT || wire == PYR_WIRE_STRING)
+		text = pyr_encoding_show(value->data, value->len, encoding, NULL);
 	else
 	{
 		if (wire == PYR_WIRE_SEND)
@@ -53,6 +62,7 @@ render_value(StringInfo out, PyrShapeColumn *column, PyrValue *value,
 								&receive, ioparam, encoding);
 		getTypeOutputInfo(column->type, &function, &is_varlena);
 		text = OidOutputFunctionCall(function, datum);
+		text = pyr_encoding_show(text, strlen(text), GetDatabaseEncoding(), NULL);
 	}
 	appendStringInfoString(out, quote_literal_cstr(text));
 }
@@ -67,8 +77,11 @@ render_same(StringInfo out, PyrChange *change, int from, int to, int encoding)
 	{
 		PyrShapeColumn *column = &change->shape->columns[i];
 
-		appendStringInfo(out, "%s%s IS NOT DISTINCT FROM ", i > from ? " AND " : "",
-						 quote_identifier(column->name));
+		/* not all types know of equality */
+		appendStringInfo(out, "%s%s%s IS NOT DISTINCT FROM ", i > from ? " AND " : "",
+						 quote_identifier(column->name),
+						 column->type == JSONOID || column->type == XMLOID ||
+						 column->type == POINTOID ? "::text" : "");
 		render_value(out, column, &change->values[i], encoding);
 	}
 }
@@ -97,7 +110,10 @@ render_columns(StringInfo out, PyrChange *change, int from, int to,
 void
 pyr_render_key(StringInfo out, PyrChange *change, int encoding)
 {
+	int			nestlevel = pyr_text_pin(PYR_TEXT_MONEY | PYR_TEXT_SQL);
+
 	render_columns(out, change, 0, change->shape->nkey, " AND ", encoding);
+	pyr_text_unpin(nestlevel);
 }
 
 /*
@@ -153,12 +169,37 @@ render_insert(StringInfo out, PyrChange *change, int encoding)
 }
 
 /*
- * Appends the statement that the change stands for.
+ * A value of a statement that was passed on, PYR_SQL_COLUMNS tells which.
+ */
+char *
+pyr_sql_value(PyrChange *change, int i, int encoding)
+{
+	if (change->values[i].len < 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_DATA_CORRUPTED),
+				 errmsg("a statement in replica_log lacks its %s",
+						change->shape->columns[i].name)));
+	return pyr_wire_text(change->values[i].data, change->values[i].len, encoding);
+}
+
+/*
+ * The statement itself.
+ */
+char *
+pyr_sql_words(PyrChange *change, int encoding)
+{
+	return pyr_sql_value(change, 0, encoding);
+}
+
+/*
+ * Appends the statement that the change stands for.  It is the same for everybody
+ * who reads it.
  */
 void
 pyr_render_change(StringInfo out, PyrChange *change, int encoding)
 {
 	PyrShape   *shape = change->shape;
+	int			nestlevel = pyr_text_pin(PYR_TEXT_MONEY | PYR_TEXT_SQL);
 	char	   *table = quote_qualified_identifier(shape->schema, shape->table);
 
 	switch (shape->verb)
@@ -185,7 +226,12 @@ pyr_render_change(StringInfo out, PyrChange *change, int encoding)
 			appendStringInfo(out, "TRUNCATE %s%s",
 							 shape->is_partitioned ? "" : "ONLY ", table);
 			break;
+
+		case PYR_SQL:
+			appendStringInfoString(out, pyr_sql_words(change, encoding));
+			break;
 	}
+	pyr_text_unpin(nestlevel);
 }
 
 static const char *
@@ -201,6 +247,8 @@ verb_name(PyrVerb verb)
 			return "DELETE";
 		case PYR_TRUNCATE:
 			return "TRUNCATE";
+		case PYR_SQL:
+			return "SQL";
 	}
 	return "?";
 }
@@ -249,8 +297,12 @@ py_log_changes(PG_FUNCTION_ARGS)
 		initStringInfo(&statement);
 		pyr_render_change(&statement, &change, GetDatabaseEncoding());
 		values[0] = Int64GetDatum(++number);
-		values[1] = CStringGetTextDatum(change.shape->schema);
-		values[2] = CStringGetTextDatum(change.shape->table);
+		isnull[1] = isnull[2] = change.shape->verb == PYR_SQL;
+		if (!isnull[1])
+		{
+			values[1] = CStringGetTextDatum(change.shape->schema);
+			values[2] = CStringGetTextDatum(change.shape->table);
+		}
 		values[3] = CStringGetTextDatum(verb_name(change.shape->verb));
 		values[4] = CStringGetTextDatum(statement.data);
 		isnull[5] = change.shape->origin == NULL;

@@ -12,6 +12,8 @@
 #include "lib/stringinfo.h"
 
 extern void pyr_render_change(StringInfo out, PyrChange *change, int encoding);
+extern char *pyr_sql_value(PyrChange *change, int i, int encoding);
+extern char *pyr_sql_words(PyrChange *change, int encoding);
 extern void pyr_render_key(StringInfo out, PyrChange *change, int encoding);
 
 #endif							/* PYR_RENDER_H */

@@ -23,6 +23,18 @@
 
 /* types without a name in older pg_type.h */
 #define UUID_TYPE_OID	2950
+#define BOOL_ARRAY_OID	1000
+#define BYTEA_ARRAY_OID	1001
+#define CHAR_ARRAY_OID	1002
+#define MONEY_ARRAY_OID	791
+#define NUMERIC_ARRAY_OID 1231
+#define DATE_ARRAY_OID	1182
+#define TIME_ARRAY_OID	1183
+#define TIMETZ_ARRAY_OID 1270
+#define TIMESTAMP_ARRAY_OID 1115
+#define TIMESTAMPTZ_ARRAY_OID 1185
+#define INTERVAL_ARRAY_OID 1187
+#define UUID_ARRAY_OID	2951
 
 PyrWire
 pyr_wire_of_type(Oid type)
@@ -58,6 +70,12 @@ pyr_wire_of_type(Oid type)
 		case VARCHAROID:
 		case BPCHAROID:
 		case JSONOID:
+
+			/*
+			 * XML as it is stored, with the encoding that it says it has (which
+			 * nobody goes by): the output function would take that away.
+			 */
+		case XMLOID:
 			return PYR_WIRE_STRING;
 
 		case BYTEAOID:
@@ -85,11 +103,34 @@ pyr_wire_of_type(Oid type)
 		case INT8ARRAYOID:
 		case FLOAT4ARRAYOID:
 		case FLOAT8ARRAYOID:
+		case BOOL_ARRAY_OID:
+		case BYTEA_ARRAY_OID:
+		case CHAR_ARRAY_OID:
+		case MONEY_ARRAY_OID:
+		case NUMERIC_ARRAY_OID:
+		case DATE_ARRAY_OID:
+		case TIME_ARRAY_OID:
+		case TIMETZ_ARRAY_OID:
+		case TIMESTAMP_ARRAY_OID:
+		case TIMESTAMPTZ_ARRAY_OID:
+		case INTERVAL_ARRAY_OID:
+		case UUID_ARRAY_OID:
 			return PYR_WIRE_SEND;
 
 		default:
 			return PYR_WIRE_TEXT;
 	}
+}
+
+/*
+ * Whether COPY in binary takes values of that type from one server to another as
+ * they are.  It converts text by itself.  XML it would take for being in the
+ * encoding that it says it has.
+ */
+bool
+pyr_wire_is_copied(Oid type)
+{
+	return type != XMLOID && pyr_wire_of_type(type) != PYR_WIRE_TEXT;
 }
 
 static void

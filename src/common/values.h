@@ -27,6 +27,7 @@ typedef enum PyrWire
 } PyrWire;
 
 extern PyrWire pyr_wire_of_type(Oid type);
+extern bool pyr_wire_is_copied(Oid type);
 extern char *pyr_wire_text(const char *data, int len, int encoding);
 extern Datum pyr_wire_decode(PyrWire wire, const char *data, int len,
 							 FmgrInfo *receive, Oid ioparam, int encoding);

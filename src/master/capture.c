@@ -28,6 +28,9 @@
  * the same table that takes one and was captured, deeper down, since those
  * triggers began to be called.
  *
+ * Nothing is moved across a statement that is passed on (sql.c): before and after
+ * it tables may not be the same.
+ *
  * A change that is not logged, because the row is none of those that the table's
  * filter admits, has an order all the same: the row may have been one of them
  * before.  Its place is where the next change is logged, before that one; its
@@ -50,21 +53,20 @@
 #include "commands/trigger.h"
 #include "common/compat.h"
 #include "common/format.h"
+#include "common/textform.h"
 #include "executor/tuptable.h"
 #include "lib/stringinfo.h"
 #include "master/capture.h"
 #include "master/filter.h"
 #include "master/log.h"
 #include "master/relinfo.h"
+#include "master/sql.h"
 #include "master/txbuffer.h"
 #include "miscadmin.h"
 #include "port/pg_bswap.h"
 #include "utils/builtins.h"
-#include "utils/bytea.h"
 #include "utils/datum.h"
-#include "utils/float.h"
 #include "utils/fmgrprotos.h"
-#include "utils/guc.h"
 #include "utils/hsearch.h"
 #include "utils/lsyscache.h"
 #include "utils/memutils.h"
@@ -148,47 +150,8 @@ static struct
 	Firing		firing[MAX_DEPTH];	/* by trigger depth, the first is for 1 */
 	int			depth;			/* of the change being captured, from 0 */
 	List	   *emptied;		/* Emptied */
+	uint64		barrier;		/* nothing goes before this place any more */
 }			order;
-
-/*
- * Output functions whose result depends on settings see these values, so that
- * every slave can read what they write, and one value is always written alike.
- */
-static int
-pin_settings(PyrRelInfo *info)
-{
-	int			nestlevel;
-
-	if (!info->has_text)
-		return -1;
-
-	nestlevel = NewGUCNestLevel();
-	if (info->has_names)
-		(void) set_config_option("search_path", "pg_catalog",
-								 PGC_USERSET, PGC_S_SESSION,
-								 GUC_ACTION_SAVE, true, 0, false);
-	if (strcmp(pg_get_timezone_name(session_timezone), "UTC") != 0)
-		(void) set_config_option("timezone", "UTC",
-								 PGC_USERSET, PGC_S_SESSION,
-								 GUC_ACTION_SAVE, true, 0, false);
-	if (DateStyle != USE_ISO_DATES)
-		(void) set_config_option("datestyle", "ISO",
-								 PGC_USERSET, PGC_S_SESSION,
-								 GUC_ACTION_SAVE, true, 0, false);
-	if (IntervalStyle != INTSTYLE_POSTGRES)
-		(void) set_config_option("intervalstyle", "postgres",
-								 PGC_USERSET, PGC_S_SESSION,
-								 GUC_ACTION_SAVE, true, 0, false);
-	if (extra_float_digits < 1)
-		(void) set_config_option("extra_float_digits", "1",
-								 PGC_USERSET, PGC_S_SESSION,
-								 GUC_ACTION_SAVE, true, 0, false);
-	if (bytea_output != BYTEA_OUTPUT_HEX)
-		(void) set_config_option("bytea_output", "hex",
-								 PGC_USERSET, PGC_S_SESSION,
-								 GUC_ACTION_SAVE, true, 0, false);
-	return nestlevel;
-}
 
 /*
  * Whether two values of a column are the same, bit by bit.  Values that are
@@ -382,7 +345,7 @@ append_change(PyrRelInfo *info, PyrVerb verb, Bitmapset *set,
 
 	append_varint(pyr_log_shape(info, verb, set));
 
-	nestlevel = pin_settings(info);
+	nestlevel = info->has_text ? pyr_text_pin(info->text_depends) : -1;
 	slot_getallattrs(key_row);
 	for (int i = 0; i < info->nkey; i++)
 	{
@@ -395,7 +358,7 @@ append_change(PyrRelInfo *info, PyrVerb verb, Bitmapset *set,
 	append_values(info, pyr_relinfo_old(info, verb, set), key_row);
 
 	if (nestlevel >= 0)
-		AtEOXact_GUC(true, nestlevel);
+		pyr_text_unpin(nestlevel);
 }
 
 static VersionKey
@@ -573,6 +536,10 @@ before_taken(Oid relid, Place before)
 static void
 put_before(uint64 start, Place before)
 {
+	if (before.at < order.barrier)
+		before = (Place) {
+			order.barrier, NO_RANK
+		};
 	if (before.at < start)
 		pyr_txbuffer_move(start, pyr_txbuffer_size(), before.at, before.rank);
 }
@@ -859,6 +826,8 @@ py_log_replica(PG_FUNCTION_ARGS)
 	PyrRelInfo *info;
 
 	check_trigger(fcinfo);
+	if (pyr_sql_makes_change(trigdata))
+		return PointerGetDatum(NULL);
 
 	info = pyr_relinfo_get(trigdata->tg_relation, trigdata->tg_trigger);
 	pyr_log_begin_change(trigdata->tg_trigger->tgfoid);
@@ -912,6 +881,15 @@ py_log_rows(PG_FUNCTION_ARGS)
 }
 
 /*
+ * What is captured from now on stays behind what has been.
+ */
+void
+pyr_capture_barrier(void)
+{
+	order.barrier = pyr_txbuffer_size();
+}
+
+/*
  * What pyr_capture_cut takes us back to.
  */
 uint64
@@ -930,6 +908,7 @@ pyr_capture_cut(uint64 notes, uint64 size)
 	HASH_SEQ_STATUS status;
 	Version    *version;
 
+	order.barrier = Min(order.barrier, size);
 	for (int depth = 0; depth < MAX_DEPTH; depth++)
 	{
 		Firing	   *firing = &order.firing[depth];

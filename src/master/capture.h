@@ -10,6 +10,7 @@
 
 extern uint64 pyr_capture_place(void);
 extern void pyr_capture_cut(uint64 notes, uint64 size);
+extern void pyr_capture_barrier(void);
 extern void pyr_capture_end_transaction(void);
 
 #endif							/* PYR_CAPTURE_H */

@@ -25,6 +25,7 @@
 #include "catalog/pg_class.h"
 #include "catalog/pg_proc.h"
 #include "common/compat.h"
+#include "common/textform.h"
 #include "executor/executor.h"
 #include "fmgr.h"
 #include "master/filter.h"
@@ -36,7 +37,6 @@
 #include "parser/parse_relation.h"
 #include "tcop/tcopprot.h"
 #include "utils/builtins.h"
-#include "utils/guc.h"
 #include "utils/lsyscache.h"
 #include "utils/memutils.h"
 #include "utils/ruleutils.h"
@@ -48,31 +48,6 @@ struct PyrFilter
 	ExprState  *condition;
 	ExprContext *context;
 };
-
-/*
- * The condition's names and constants are read and written alike, whatever the
- * session has set.
- */
-static int
-pin_settings(void)
-{
-	static const char *const settings[][2] = {
-		{"search_path", "pg_catalog, pg_temp"},
-		{"timezone", "UTC"},
-		{"datestyle", "ISO, YMD"},
-		{"intervalstyle", "postgres"},
-		{"extra_float_digits", "1"},
-		{"bytea_output", "hex"},
-		{"standard_conforming_strings", "on"},
-	};
-	int			nestlevel = NewGUCNestLevel();
-
-	for (int i = 0; i < (int) lengthof(settings); i++)
-		(void) set_config_option(settings[i][0], settings[i][1],
-								 PGC_USERSET, PGC_S_SESSION,
-								 GUC_ACTION_SAVE, true, 0, false);
-	return nestlevel;
-}
 
 /*
  * The text as a condition, which is all that it may be.
@@ -236,15 +211,15 @@ complain(Relation rel, const char *text, ErrorData *error)
 }
 
 /*
- * The condition ready to be evaluated; settings are pinned, and errors name the
- * table.  If written_down is not NULL, it becomes the condition as the server
+ * The condition ready to be evaluated; its names and constants are read and
+ * written alike, whatever the session has set, and errors name the table.  If written_down is not NULL, it becomes the condition as the server
  * writes it.
  */
 static Expr *
 understand(Relation rel, const char *text, char **written_down)
 {
 	MemoryContext context = CurrentMemoryContext;
-	int			nestlevel = pin_settings();
+	int			nestlevel = pyr_text_pin(PYR_TEXT_ALL);
 	Expr	   *volatile planned = NULL;
 
 	PG_TRY();
@@ -270,7 +245,7 @@ understand(Relation rel, const char *text, char **written_down)
 		complain(rel, text, error);
 	}
 	PG_END_TRY();
-	AtEOXact_GUC(true, nestlevel);
+	pyr_text_unpin(nestlevel);
 	return planned;
 }
 

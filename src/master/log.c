@@ -40,6 +40,7 @@
 #include "master/log.h"
 #include "master/place.h"
 #include "master/relinfo.h"
+#include "master/sql.h"
 #include "master/txbuffer.h"
 #include "master/writer.h"
 #include "miscadmin.h"
@@ -182,6 +183,17 @@ append_columns(StringInfo out, PyrRelInfo *info, Bitmapset *set)
 }
 
 /*
+ * Adds a shape to the transaction's; frees it.
+ */
+static void
+append_shape(StringInfo shape)
+{
+	append_varint(&state->shapes, shape->len);
+	appendBinaryStringInfo(&state->shapes, shape->data, shape->len);
+	pfree(shape->data);
+}
+
+/*
  * Writes a shape down, as format.h has it.
  */
 static void
@@ -215,10 +227,7 @@ write_shape(PyrRelInfo *info, PyrVerb verb, Bitmapset *set)
 		append_column(&shape, &info->columns[info->key[i] - 1]);
 	append_columns(&shape, info, set);
 	append_columns(&shape, info, old);
-
-	append_varint(&state->shapes, shape.len);
-	appendBinaryStringInfo(&state->shapes, shape.data, shape.len);
-	pfree(shape.data);
+	append_shape(&shape);
 }
 
 static uint64
@@ -318,7 +327,8 @@ origin_number(void)
 }
 
 /*
- * What a shape is known by, apart from its columns.
+ * What a shape is known by, apart from its columns; info is NULL if it is about no
+ * table.
  */
 static ShapeKey
 shape_key(PyrRelInfo *info, PyrVerb verb)
@@ -326,7 +336,7 @@ shape_key(PyrRelInfo *info, PyrVerb verb)
 	ShapeKey	key;
 
 	memset(&key, 0, sizeof(key));
-	key.generation = info->generation;
+	key.generation = info != NULL ? info->generation : 0;
 	key.verb = verb;
 	key.origin = origin_number();
 	return key;
@@ -372,6 +382,65 @@ pyr_log_columns(PyrRelInfo *info, Bitmapset *changed)
 		return changed;
 	changed = bms_union(changed, info->but_key);
 	return info->is_whole ? bms_add_members(changed, info->key_set) : changed;
+}
+
+/*
+ * Writes the shape of statements down.
+ */
+static void
+write_statement_shape(void)
+{
+	static const char *const names[] = PYR_SQL_COLUMNS;
+	StringInfoData shape;
+	const char *origin = pyr_node_origin();
+
+	initStringInfo(&shape);
+	appendStringInfoChar(&shape, (char) PYR_SQL);
+	appendStringInfoChar(&shape, origin != NULL ? PYR_SHAPE_ORIGIN : 0);
+	if (origin != NULL)
+		append_name(&shape, origin);
+	append_name(&shape, "");
+	append_name(&shape, "");
+	append_varint(&shape, 0);
+	append_varint(&shape, PYR_SQL_NVALUES);
+	for (int i = 0; i < PYR_SQL_NVALUES; i++)
+	{
+		append_name(&shape, names[i]);
+		append_varint(&shape, InvalidOid);
+	}
+	append_shape(&shape);
+}
+
+/*
+ * Logs a statement that slaves are to run; the values are those that format.h
+ * names.  function is one that lies where the log is.
+ */
+void
+pyr_log_statement(Oid function, const char *const *values)
+{
+	StringInfoData change;
+	ShapeKey	key;
+	Shape	   *shape;
+
+	pyr_log_begin_change(function);
+	key = shape_key(NULL, PYR_SQL);
+	shape = find_shape(&key, NULL);
+	if (shape == NULL)
+	{
+		write_statement_shape();
+		shape = add_shape(&key, NULL);
+	}
+
+	initStringInfo(&change);
+	append_varint(&change, shape->number);
+	for (int i = 0; i < PYR_SQL_NVALUES; i++)
+	{
+		append_varint(&change, strlen(values[i]) + 1);
+		appendStringInfoString(&change, values[i]);
+	}
+	pyr_txbuffer_append(change.data, change.len);
+	pfree(change.data);
+	pyr_capture_barrier();
 }
 
 /*
@@ -526,7 +595,7 @@ forget_transaction(bool is_abort)
 
 /*
  * Watches for COMMIT PREPARED: the entries that it makes visible have not woken
- * anybody yet.
+ * anybody yet; and for log triggers that would be made on slaves as well.
  */
 static void
 process_utility(PYR_UTILITY_PARAMS)
@@ -534,6 +603,8 @@ process_utility(PYR_UTILITY_PARAMS)
 	if (IsA(pstmt->utilityStmt, TransactionStmt) &&
 		((TransactionStmt *) pstmt->utilityStmt)->kind == TRANS_STMT_COMMIT_PREPARED)
 		is_commit_prepared = true;
+	if (IsA(pstmt->utilityStmt, CreateTrigStmt) && pyr_sql_is_running())
+		pyr_sql_check_trigger((CreateTrigStmt *) pstmt->utilityStmt);
 
 	if (prev_process_utility)
 		prev_process_utility(PYR_UTILITY_ARGS);

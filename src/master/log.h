@@ -14,6 +14,7 @@
 extern void pyr_log_init(void);
 extern void pyr_log_begin_change(Oid schema);
 extern Bitmapset *pyr_log_columns(PyrRelInfo *info, Bitmapset *changed);
+extern void pyr_log_statement(Oid function, const char *const *values);
 extern uint32 pyr_log_shape(PyrRelInfo *info, PyrVerb verb, Bitmapset *set);
 
 #endif							/* PYR_LOG_H */

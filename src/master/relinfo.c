@@ -25,11 +25,11 @@
 #include "catalog/indexing.h"
 #include "catalog/pg_class.h"
 #include "catalog/pg_trigger.h"
-#include "catalog/pg_type.h"
 #include "common/arrays.h"
 #include "common/compat.h"
 #include "common/hashfn.h"
 #include "common/keys.h"
+#include "common/textform.h"
 #include "master/relinfo.h"
 #include "utils/builtins.h"
 #include "utils/fmgroids.h"
@@ -72,7 +72,8 @@ relcache_callback(Datum arg pg_attribute_unused(), Oid relid)
 	{
 		if (entry->info != NULL &&
 			(relid == InvalidOid || entry->info->relid == relid ||
-			 entry->info->logged_as == relid))
+			 entry->info->logged_as == relid ||
+			 list_member_oid(entry->info->rowtypes, relid)))
 			entry->info->valid = false;
 	}
 }
@@ -274,26 +275,26 @@ key_from_primary_key(Relation rel)
 }
 
 /*
- * Whether the type's output is a name, qualified or not as search_path asks.
+ * The key, as py_log_key has it for slaves: the columns that the trigger names as
+ * long as they tell rows apart, else the primary key, which may be made of others by
+ * now.  If there is none, rows may share what the trigger names; empty: it names
+ * none that there are.
  */
-static bool
-is_name_type(Oid type)
+static List *
+key_of(Relation rel, Trigger *trigger)
 {
-	switch (type)
-	{
-		case REGPROCOID:
-		case REGPROCEDUREOID:
-		case REGOPEROID:
-		case REGOPERATOROID:
-		case REGCLASSOID:
-		case REGTYPEOID:
-		case REGCONFIGOID:
-		case REGDICTIONARYOID:
-		case REGCOLLATIONOID:
-			return true;
-		default:
-			return false;
-	}
+	List	   *named = key_from_trigger(rel, trigger);
+	List	   *primary;
+	AttrNumber *attnums = palloc((list_length(named) + 1) * sizeof(AttrNumber));
+	ListCell   *cell;
+
+	foreach(cell, named)
+		attnums[foreach_current_index(cell)] = lfirst_int(cell);
+	if (named != NIL &&
+		pyr_key_is_unique(rel, attnums, list_length(named), false))
+		return named;
+	primary = key_from_primary_key(rel);
+	return primary != NIL ? primary : named;
 }
 
 static void
@@ -459,9 +460,7 @@ fill_info(PyrRelInfo *info, Relation rel, Trigger *trigger, Oid logged_as)
 		key = key_from_row(info, rel);
 	}
 	else
-		key = key_from_trigger(rel, trigger);
-	if (key == NIL)
-		key = key_from_primary_key(rel);
+		key = key_of(rel, trigger);
 	if (key == NIL)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_OBJECT_DEFINITION),
@@ -493,9 +492,7 @@ fill_info(PyrRelInfo *info, Relation rel, Trigger *trigger, Oid logged_as)
 		if (!column->captured || column->wire != PYR_WIRE_TEXT)
 			continue;
 		info->has_text = true;
-		if (is_name_type(getBaseType(att->atttypid)) ||
-			is_name_type(get_element_type(att->atttypid)))
-			info->has_names = true;
+		info->text_depends |= pyr_text_depends(att->atttypid, &info->rowtypes);
 	}
 
 	info->has_shared_key = can_share_key(info, rel);

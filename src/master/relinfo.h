@@ -55,7 +55,8 @@ typedef struct PyrRelInfo
 	PyrFilter  *filter;			/* which rows are logged; NULL: all */
 	uint32		filter_number;	/* made of which rows and columns; 0: all */
 	bool		has_text;		/* some column travels as text ... */
-	bool		has_names;		/* ... that depends on search_path */
+	int			text_depends;	/* ... and on what that depends */
+	List	   *rowtypes;		/* tables' OIDs of composite types within */
 } PyrRelInfo;
 
 extern PyrRelInfo *pyr_relinfo_get(Relation rel, Trigger *trigger);

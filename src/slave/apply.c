@@ -22,7 +22,7 @@
  * forwarded, each keeps its origin: only changes of one origin are merged.
  *
  * Tables where more than the net effect matters are applied one by one also
- * within sets, see target.c.
+ * within sets, see target.c.  So are statements that the master passes on (ddl.c).
  *
  *-------------------------------------------------------------------------
  */
@@ -41,7 +41,10 @@
 #include "slave/collision.h"
 #include "slave/conflict.h"
 #include "slave/copy.h"
+#include "slave/ddl.h"
+#include "slave/foreign.h"
 #include "slave/local.h"
+#include "slave/mapping.h"
 #include "slave/mend.h"
 #include "slave/merge.h"
 #include "slave/sets.h"
@@ -59,7 +62,8 @@
 
 /*
  * A window of fewer bytes is applied in order at once: it has some ten changes
- * at most, and sets would not be faster.
+ * at most, and sets would not be faster.  But once a change has failed, the
+ * window may come with another one that makes good for it.
  */
 #define SMALL_WINDOW_BYTES	1024
 
@@ -91,6 +95,7 @@ typedef struct ApplyState
 	PyrChange  *change;
 	int64		number;			/* of the change in the transaction */
 	int64		number_at_work; /* of the one whose error it would be; 0: none */
+	bool		runs_statement; /* that one is a statement passed on */
 	bool		is_describing;
 	TimestampTz last_at;		/* the latest time that a transaction has */
 
@@ -211,6 +216,8 @@ verb_words(PyrVerb verb)
 			return "DELETE from";
 		case PYR_TRUNCATE:
 			return "TRUNCATE of";
+		case PYR_SQL:
+			break;
 	}
 	return "?";
 }
@@ -219,6 +226,8 @@ static void
 error_context(void *arg)
 {
 	ApplyState *state = arg;
+	PyrShape   *shape;
+	PyrPlace	here;
 	char	   *key = "";
 
 	if (state->sets.target != NULL)
@@ -240,12 +249,24 @@ error_context(void *arg)
 	if (!state->is_describing)
 	{
 		state->is_describing = true;
-		key = pyr_describe_key(state->change, state->encoding);
+		key = state->change->shape->verb == PYR_SQL
+			? pyr_ddl_describe(state->change, state->encoding)
+			: pyr_describe_key(state->change, state->encoding);
 		state->is_describing = false;
 	}
-	errcontext("pyreplica %s: applying %s table \"%s.%s\"%s of the master's transaction " UINT64_FORMAT ", commit number " INT64_FORMAT,
-			   state->replica, verb_words(state->change->shape->verb),
-			   state->change->shape->schema, state->change->shape->table,
+	if (state->change->shape->verb == PYR_SQL)
+	{
+		errcontext("pyreplica %s: running the statement \"%s\" of the master's transaction " UINT64_FORMAT ", commit number " INT64_FORMAT,
+				   state->replica, key, state->transaction.xid,
+				   state->transaction.commitno);
+		return;
+	}
+	shape = state->change->shape;
+	here = pyr_mapping_of(shape->schema, shape->table);
+	errcontext("pyreplica %s: applying %s table \"%s.%s\"%s%s of the master's transaction " UINT64_FORMAT ", commit number " INT64_FORMAT,
+			   state->replica, verb_words(shape->verb),
+			   shape->schema, shape->table,
+			   here.is_mapped ? psprintf(" (here \"%s.%s\")", here.schema, here.table) : "",
 			   key, state->transaction.xid, state->transaction.commitno);
 }
 
@@ -284,7 +305,6 @@ static void
 gather_truncate(ApplyState *state, PyrTarget *target)
 {
 	MemoryContext oldcontext;
-	PyrShape   *shape = state->change->shape;
 
 	if (state->truncate_owner != target->owner)
 		flush_truncates(state);
@@ -302,7 +322,7 @@ gather_truncate(ApplyState *state, PyrTarget *target)
 	if (target->relkind == RELKIND_RELATION)
 		appendStringInfoString(&state->truncate, "ONLY ");
 	appendStringInfoString(&state->truncate,
-						   quote_qualified_identifier(shape->schema, shape->table));
+						   quote_qualified_identifier(target->schema, target->table));
 	MemoryContextSwitchTo(oldcontext);
 }
 
@@ -344,7 +364,8 @@ is_made_among_stale_rows(ApplyState *state, PyrBinding *binding,
 	PyrTable   *table = pyr_tables_of_shape(state->change->shape);
 	ErrorData  *error;
 
-	if (!pyr_table_has_stale_rows(table))
+	/* what stale rows of other servers are unique in is not known */
+	if (!pyr_table_has_stale_rows(table) || binding->target->is_foreign)
 		return false;
 	if (!pyr_local_try(attempt_change, &by_itself, &error))
 	{
@@ -495,6 +516,10 @@ merge_change(ApplyState *state, PyrBinding *binding)
 	if (binding->is_empty)
 		return true;
 
+	/* rows may be there under keys that they had in between */
+	if (pyr_foreign_may_be_made(target) && binding->merge.new_key != NULL)
+		return false;
+
 	keeps_order = pyr_target_keeps_order(target, window_number) ||
 		(state->change->shape->has_shared_key && !target->is_whole);
 	if (!target->merge->is_pending
@@ -529,6 +554,43 @@ pass_over(ApplyState *state)
 }
 
 /*
+ * A name that cannot be here is nobody's.
+ */
+static void
+check_names(PyrShape *shape)
+{
+	if (shape->strange == NULL)
+		return;
+	ereport(ERROR,
+			(errcode(ERRCODE_UNTRANSLATABLE_CHARACTER),
+			 errmsg("the name \"%s\" in the master's table \"%s.%s\" has characters that do not exist in the encoding of the slave, %s",
+					shape->strange, shape->schema, shape->table,
+					GetDatabaseEncodingName()),
+			 errhint("For changes to come, rename it on the master, or drop the log trigger of the table there with py_log_drop_tg.")));
+}
+
+/*
+ * Carries out a statement that the master has passed on, behind everything that came
+ * before it.  False: not in sets, or not yet.
+ */
+static bool
+apply_statement(ApplyState *state)
+{
+	bool		is_done;
+
+	if (state->merge != NULL && !apply_merged(state))
+		return false;
+	flush_truncates(state);
+	state->applied.rows++;
+	if (log_statements)
+		log_statement(state);
+	state->runs_statement = true;
+	is_done = pyr_ddl_apply(state->change, state->encoding);
+	state->runs_statement = false;
+	return is_done;
+}
+
+/*
  * Applies the change, or sees to it that it is applied.  False: not in sets.
  */
 static bool
@@ -538,6 +600,9 @@ apply_change(ApplyState *state)
 	PyrShape   *shape;
 	PyrBinding *binding;
 
+	if (state->change->shape->verb == PYR_SQL)
+		return apply_statement(state);
+	check_names(state->change->shape);
 	switch (pyr_copy_admit(pyr_tables_of_shape(state->change->shape),
 						   state->change, state->encoding, &other))
 	{
@@ -718,8 +783,9 @@ forget_sets(ApplyState *state, ErrorData *why)
 	state->change = NULL;
 	state->ntruncated = 0;
 	state->number_at_work = 0;
+	state->runs_statement = false;
 	state->nmerged = 0;
-	pyr_tables_store_begun_anew();
+	pyr_tables_roll_back();
 	pyr_history_begin(&state->conflicts.history, state->replica);
 	begin_origins(state);
 	state->applied = (PyrApplied) {.fell_back = true};
@@ -816,6 +882,8 @@ fail(ApplyState *state, MemoryContext context)
 		pyr_is_of_the_system(error->sqlerrcode) ||
 		is_of_the_moment(error->sqlerrcode))
 		PG_RE_THROW();
+	if (state->runs_statement && error->hint == NULL)
+		error->hint = "Remove the cause on the slave: the statement is tried again. Or do here by hand what it is to do, and pass over it.";
 	FlushErrorState();
 	AbortCurrentTransaction();
 	MemoryContextSwitchTo(context);
@@ -836,18 +904,80 @@ fail(ApplyState *state, MemoryContext context)
 }
 
 /*
- * Makes the window's changes, in the current transaction.
+ * Makes the window's changes, in the current transaction.  False: not yet, see ddl.c.
  */
-static void
+static bool
 apply_changes(ApplyState *state)
 {
+	if (pyr_mapping_refresh())
+		pyr_target_invalidate_all();
 	pyr_local_constraints_immediate();
 	begin_origins(state);
 	if (apply_mode == PYR_APPLY_STRICT || log_statements ||
 		pyr_skip_is_pending() ||
-		pyr_window_bytes(state->window) < SMALL_WINDOW_BYTES ||
-		!apply_in_sets(state))
-		(void) apply_transactions(state);
+		(pyr_window_bytes(state->window) < SMALL_WINDOW_BYTES &&
+		 !pyr_skip_has_failure()))
+		return apply_transactions(state);
+	if (apply_in_sets(state))
+		return true;
+	return !pyr_ddl_is_waiting() && apply_transactions(state);
+}
+
+/*
+ * Begins a transaction, and in it makes the window's changes.  False: the transaction
+ * is to be rolled back, and something carried out ahead.
+ */
+static bool
+begin_window(ApplyState *state)
+{
+	MemoryContext context = CurrentMemoryContext;
+	ErrorContextCallback callback;
+	volatile bool is_done = false;
+
+	pyr_history_begin(&state->conflicts.history, state->replica);
+	pyr_local_begin_transaction();
+	pyr_tables_roll_back();		/* if this is not the first time */
+	state->change_context = AllocSetContextCreate(TopTransactionContext,
+												  "pyreplica change",
+												  ALLOCSET_DEFAULT_SIZES);
+	callback.callback = error_context;
+	callback.arg = state;
+	callback.previous = error_context_stack;
+	error_context_stack = &callback;
+	PG_TRY();
+	{
+		is_done = apply_changes(state);
+	}
+	PG_CATCH();
+	{
+		error_context_stack = callback.previous;
+		fail(state, context);
+	}
+	PG_END_TRY();
+	error_context_stack = callback.previous;
+	return is_done;
+}
+
+/*
+ * Carries out what has to be ahead of the window, and begins that once more.
+ */
+static void
+begin_again(ApplyState *state)
+{
+	MemoryContext context = CurrentMemoryContext;
+
+	AbortCurrentTransaction();
+	MemoryContextSwitchTo(context);
+	state->applied = (PyrApplied) {0};
+	state->merge = NULL;
+	state->merged = NULL;
+	state->nmerged = state->maxmerged = 0;
+	state->ntruncated = 0;
+	state->change = NULL;
+	state->number_at_work = 0;
+	pyr_window_rewind(state->window);
+	pyr_node_apply(NULL);
+	pyr_ddl_run_ahead();
 }
 
 /*
@@ -857,9 +987,7 @@ PyrApplied
 pyr_apply_window(const char *replica, PyrWindow *window, int encoding,
 				 PyrPosition *position)
 {
-	MemoryContext context = CurrentMemoryContext;
 	ApplyState	state = {0};
-	ErrorContextCallback callback;
 	PyrSupplement *supplement = pyr_window_supplement(window);
 
 	state.replica = replica;
@@ -872,31 +1000,13 @@ pyr_apply_window(const char *replica, PyrWindow *window, int encoding,
 	state.sets.arg = &state;
 	state.conflicts.master = position->system_identifier;
 	state.conflicts.encoding = encoding;
-	pyr_history_begin(&state.conflicts.history, replica);
 	window_number++;
 	pyr_tables_begin_window();
 
 	pyr_target_sweep();
 	limit_shapes();
-	pyr_local_begin_transaction();
-	state.change_context = AllocSetContextCreate(TopTransactionContext,
-												 "pyreplica change",
-												 ALLOCSET_DEFAULT_SIZES);
-	callback.callback = error_context;
-	callback.arg = &state;
-	callback.previous = error_context_stack;
-	error_context_stack = &callback;
-	PG_TRY();
-	{
-		apply_changes(&state);
-	}
-	PG_CATCH();
-	{
-		error_context_stack = callback.previous;
-		fail(&state, context);
-	}
-	PG_END_TRY();
-	error_context_stack = callback.previous;
+	while (!begin_window(&state))
+		begin_again(&state);
 
 	pyr_node_apply(NULL);
 	pyr_history_finish(&state.conflicts.history);
@@ -917,6 +1027,8 @@ pyr_apply_window(const char *replica, PyrWindow *window, int encoding,
 		pyr_position_store(replica, position);
 	pyr_author_stamp(state.last_at);
 	pyr_local_commit_transaction();
+	if (!pyr_window_is_empty(window))
+		pyr_foreign_window_applied();
 	if (supplement != NULL && supplement->settle != NULL)
 		supplement->settle(supplement);
 

@@ -36,6 +36,7 @@
 #include "executor/spi.h"
 #include "mb/pg_wchar.h"
 #include "slave/conflict.h"
+#include "slave/foreign.h"
 #include "slave/local.h"
 #include "slave/look.h"
 #include "utils/builtins.h"
@@ -237,7 +238,7 @@ raise_conflict(PyrConflicts *conflicts, const char *kind,
 						   ? psprintf(", of %s", timestamptz_to_str(author.at)) : "",
 						   verb_word(change->verb), clipped(row)),
 			 errhint("Change the slave's row so that it fits, or say who wins, with pyreplica.conflict_resolution or pyreplica_set_conflict_resolution('%s', ...).",
-					 pyr_statement_table(target))));
+					 quote_qualified_identifier(target->schema, target->table))));
 }
 
 /*
@@ -288,7 +289,8 @@ is_later(PyrConflicts *conflicts, const PyrRowChange *change, PyrFound *found,
 						label_of(change, conflicts->encoding)),
 				 errdetail("The server does not keep the times and origins of transactions."),
 				 errhint("Set track_commit_timestamp = on (needs a restart), or name a column that tells with pyreplica_set_conflict_resolution('%s', 'last_update_wins', 'column').",
-						 pyr_statement_table(change->target))));
+						 quote_qualified_identifier(change->target->schema,
+													change->target->table))));
 
 	/* written before times were kept, or very long ago */
 	if (!found->author.is_timed)
@@ -395,14 +397,12 @@ can_update(PyrTarget *target, PyrForm *form)
 }
 
 /*
- * An insert as an update of the row that has its key.
+ * The key of the row that an insert brings.
  */
 static void
-update_instead(PyrConflicts *conflicts, const PyrRowChange *change)
+key_of_insert(const PyrRowChange *change, PyrValue *key)
 {
 	PyrMergeTable *table = change->target->merge;
-	PyrValue	key[INDEX_MAX_KEYS];
-	PyrRowChange update = *change;
 
 	for (int i = 0; i < table->nkey; i++)
 	{
@@ -410,6 +410,18 @@ update_instead(PyrConflicts *conflicts, const PyrRowChange *change)
 
 		key[i] = change->values[change->from ? change->from[slot] : slot];
 	}
+}
+
+/*
+ * An insert as an update of the row that has its key.
+ */
+static void
+update_instead(PyrConflicts *conflicts, const PyrRowChange *change)
+{
+	PyrValue	key[INDEX_MAX_KEYS];
+	PyrRowChange update = *change;
+
+	key_of_insert(change, key);
 	update.verb = PYR_UPDATE;
 	update.key = key;
 	(void) carry_out(conflicts, &update, PYR_FORCE);
@@ -512,6 +524,70 @@ make_insert(PyrConflicts *conflicts, const PyrRowChange *change,
 }
 
 /*
+ * Inserts a row of another server, in place of the one that has its key.
+ */
+static void
+insert_once_more(PyrConflicts *conflicts, const PyrRowChange *insert)
+{
+	PyrValue	key[INDEX_MAX_KEYS];
+	PyrRowChange delete = {
+		.target = insert->target, .verb = PYR_DELETE, .key = key
+	};
+
+	if (insert->target->merge->nkey > 0)
+	{
+		key_of_insert(insert, key);
+		(void) carry_out(conflicts, &delete, PYR_FORCE);
+	}
+	(void) carry_out(conflicts, insert, PYR_EXPECT);
+}
+
+/*
+ * An update of a key as an insert of the row: it has all columns, but for those of
+ * the key that stay.
+ */
+static void
+insert_instead(PyrConflicts *conflicts, const PyrRowChange *update)
+{
+	PyrMergeTable *table = update->target->merge;
+	Bitmapset  *columns = bms_copy(update->form->set);
+	PyrRowChange insert = {.target = update->target, .verb = PYR_INSERT};
+	PyrValue   *values;
+
+	for (int i = 0; i < table->nkey; i++)
+		columns = bms_add_member(columns, table->key[i]);
+	insert.form = pyr_merge_form(table, columns);
+	insert.values = values = palloc(insert.form->ncolumns * sizeof(PyrValue));
+	for (int i = 0; i < table->nkey; i++)
+		values[insert.form->slots[table->key[i]]] = update->key[i];
+	for (int slot = 0; slot < update->form->ncolumns; slot++)
+		values[insert.form->slots[update->form->columns[slot]]] =
+			update->values[update->from ? update->from[slot] : slot];
+	insert_once_more(conflicts, &insert);
+}
+
+/*
+ * Makes a change that another server may have already; see foreign.c.
+ */
+static void
+make_once_more(PyrConflicts *conflicts, const PyrRowChange *change)
+{
+	PyrTarget  *target = change->target;
+
+	if (change->verb == PYR_INSERT)
+		insert_once_more(conflicts, change);
+	else if (change->verb == PYR_UPDATE && change->form->sets_key)
+	{
+		(void) pyr_statement_change(pyr_statement_vacate(target, change->form),
+									change, conflicts->encoding);
+		if (carry_out(conflicts, change, PYR_FORCE) == 0)
+			insert_instead(conflicts, change);
+	}
+	else
+		(void) carry_out(conflicts, change, PYR_FORCE);
+}
+
+/*
  * Makes a change of one row, or settles what comes of it.
  */
 void
@@ -520,7 +596,9 @@ pyr_conflict_change(PyrConflicts *conflicts, const PyrRowChange *change,
 {
 	PyrTarget  *target = change->target;
 
-	if (change->verb == PYR_INSERT)
+	if (pyr_foreign_may_be_made(target))
+		make_once_more(conflicts, change);
+	else if (change->verb == PYR_INSERT)
 		make_insert(conflicts, change, transaction);
 	else if (!target->is_local || target->is_whole)
 	{

@@ -47,11 +47,13 @@
 #include "catalog/pg_class.h"
 #include "catalog/pg_type.h"
 #include "commands/trigger.h"
+#include "common/arrays.h"
 #include "common/compat.h"
 #include "common/config.h"
 #include "common/values.h"
 #include "executor/executor.h"
 #include "executor/spi.h"
+#include "mb/pg_wchar.h"
 #include "miscadmin.h"
 #include "nodes/makefuncs.h"
 #include "parser/parse_relation.h"
@@ -59,6 +61,7 @@
 #include "slave/copyworker.h"
 #include "slave/local.h"
 #include "slave/mend.h"
+#include "slave/skip.h"
 #include "slave/target.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
@@ -90,7 +93,8 @@ typedef enum AskKind
 {
 	ASK_LIST,					/* which tables there are */
 	ASK_DESCRIPTION,			/* what the next one looks like */
-	ASK_ROWS					/* a chunk of it; and again how it looks */
+	ASK_ROWS,					/* a chunk of it; and again how it looks */
+	ASK_CULPRIT					/* which value of a chunk cannot come here */
 } AskKind;
 
 /* what a supplement was asked for */
@@ -118,6 +122,7 @@ typedef struct Copy
 	int64		chunk_rows;
 	Ask		   *coming;			/* what has come for it, and is being applied or
 								 * will be */
+	bool		is_seeking;		/* the chunk has a value that cannot come here */
 } Copy;
 
 /* those being copied come first */
@@ -168,6 +173,17 @@ end_copy(PyrTable *table)
 }
 
 /*
+ * The tables here may not be what they were: what has come of them is of no use, and
+ * the master is to tell once more what they look like.
+ */
+void
+pyr_copy_forget_layouts(void)
+{
+	while (copies != NIL)
+		end_copy(((Copy *) linitial(copies))->table);
+}
+
+/*
  * Whether the master is to be asked for something.
  */
 bool
@@ -178,33 +194,71 @@ pyr_copy_is_due(void)
 }
 
 /*
+ * Appends which rows: those of the range, so many at most, in order.
+ */
+static void
+append_rows(StringInfo sql, PyrLayout *layout, char **after, char **upto,
+			int64 limit)
+{
+	appendStringInfo(sql, " FROM %s AS t", pyr_layout_masters_relation(layout));
+	pyr_layout_append_range(sql, layout, false, after, upto);
+	if (!layout->is_sorted)
+		return;
+	appendStringInfoString(sql, " ORDER BY ");
+	for (int i = 0; i < layout->nkey; i++)
+		appendStringInfo(sql, "%st.%s", i > 0 ? ", " : "",
+						 quote_identifier(layout->key[i]));
+	appendStringInfo(sql, " LIMIT " INT64_FORMAT, limit);
+}
+
+/*
  * COPY of the master's rows in the range, so many at most.
  */
 void
 pyr_copy_append_sql(StringInfo sql, PyrLayout *layout, char **after,
 					char **upto, int64 limit)
 {
-	ListCell   *cell;
-	const char *comma = "";
-
 	appendStringInfoString(sql, "COPY (SELECT ");
-	foreach(cell, layout->columns)
-	{
-		appendStringInfo(sql, "%s%s", comma, quote_identifier(lfirst(cell)));
-		comma = ", ";
-	}
-	appendStringInfo(sql, " FROM %s", pyr_layout_masters_relation(layout));
-	pyr_layout_append_range(sql, layout, false, after, upto);
-	if (layout->is_sorted)
-	{
-		appendStringInfoString(sql, " ORDER BY ");
-		for (int i = 0; i < layout->nkey; i++)
-			appendStringInfo(sql, "%s%s", i > 0 ? ", " : "",
-							 quote_identifier(layout->key[i]));
-		appendStringInfo(sql, " LIMIT " INT64_FORMAT, limit);
-	}
+	pyr_layout_append_columns(sql, layout, false);
+	append_rows(sql, layout, after, upto, limit);
 	appendStringInfo(sql, ") TO STDOUT (FORMAT %s)",
 					 layout->is_binary ? "binary" : "text");
+}
+
+/*
+ * A question for the value among them that cannot come here.
+ */
+static void
+append_culprit_sql(StringInfo sql, const char *schema, PyrLayout *layout,
+				   char **after, int64 limit)
+{
+	StringInfoData query;
+	const char *separator = "";
+	ListCell   *cell;
+
+	initStringInfo(&query);
+	appendStringInfoString(&query, "SELECT ARRAY[");
+	for (int i = 0; i < layout->nkey; i++)
+		appendStringInfo(&query, "%s%s::pg_catalog.text", i > 0 ? ", " : "",
+						 quote_identifier(layout->key[i]));
+	appendStringInfoString(&query, "], ARRAY[");
+	foreach(cell, layout->values)
+	{
+		appendStringInfo(&query, "%s%s::pg_catalog.text", separator, (char *) lfirst(cell));
+		separator = ", ";
+	}
+	appendStringInfoChar(&query, ']');
+	append_rows(&query, layout, after, NULL, limit);
+
+	appendStringInfo(sql, "SELECT columnname, key, problem FROM %s.py_log_untranslatable(%s, ARRAY[",
+					 schema, quote_literal_cstr(query.data));
+	separator = "";
+	foreach(cell, layout->columns)
+	{
+		appendStringInfo(sql, "%s%s", separator, quote_literal_cstr(lfirst(cell)));
+		separator = ", ";
+	}
+	appendStringInfo(sql, "], %s)", quote_literal_cstr(GetDatabaseEncodingName()));
 }
 
 /*
@@ -231,16 +285,67 @@ is_empty(const char *relation, Oid owner)
 static void
 check_empty(PyrLayout *layout)
 {
-	PyrTable   *table = layout->table;
+	PyrPlace	place = pyr_table_place(layout->table);
 
 	if (is_empty(pyr_layout_relation(layout), pyr_layout_owner(layout)))
 		return;
 	ereport(ERROR,
 			(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 			 errmsg("table \"%s.%s\" is not empty on the slave",
-					NameStr(table->name.schema), NameStr(table->name.table)),
+					place.schema, place.table),
 			 errhint("Empty it here, or run SELECT pyreplica_resync(%s) to have its rows made equal to the master's. (A slave that was restored from a dump of the master has to start with pyreplica.copy_data = off.)",
-					 quote_literal_cstr(pyr_table_qualified(table)))));
+					 quote_literal_cstr(layout->here))));
+}
+
+/*
+ * Other tables of the master are the same one here.  Which of its rows come from
+ * which of them nobody can tell, so they can only be copied together, from
+ * nothing.
+ */
+static void
+begin_together(PyrLayout *layout, List *sharers)
+{
+	StringInfoData names;
+	ListCell   *cell;
+
+	initStringInfo(&names);
+	foreach(cell, sharers)
+		appendStringInfo(&names, ", %s", pyr_table_qualified(lfirst(cell)));
+	if (!is_empty(pyr_layout_relation(layout), pyr_layout_owner(layout)))
+	{
+		/* none of them writes any more, so it stays empty once it is */
+		foreach(cell, sharers)
+		{
+			PyrTable   *sharer = lfirst(cell);
+
+			if (sharer->state != PYR_TABLE_WAITING)
+				pyr_table_begin_anew(sharer);
+		}
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("table %s cannot be made equal to one table of the master",
+						layout->here),
+				 errdetail("Its rows come from several: %s%s.",
+						   pyr_table_qualified(layout->table), names.data),
+				 errhint("Empty it here; then all of these are copied anew.")));
+	}
+	pyr_table_begin_together(layout->table);
+}
+
+/*
+ * Whether rows of one of them may be here already.
+ */
+static bool
+any_has_begun(List *tables)
+{
+	ListCell   *cell;
+
+	foreach(cell, tables)
+	{
+		if (((PyrTable *) lfirst(cell))->state != PYR_TABLE_WAITING)
+			return true;
+	}
+	return false;
 }
 
 /*
@@ -269,7 +374,11 @@ take_description(Copy *copy, char **row)
 static void
 begin_table(PyrTable *table, PyrLayout *layout)
 {
-	if (!table->is_resync)
+	List	   *sharers = pyr_table_sharers(table);
+
+	if (table->is_resync && sharers != NIL)
+		begin_together(layout, sharers);
+	else if (!table->is_resync && !any_has_begun(sharers))
 		check_empty(layout);
 	pyr_table_set_state(table, PYR_TABLE_COPYING);
 	pyr_table_set_key(table, layout->key_described);
@@ -644,6 +753,20 @@ apply_chunk(PyrSupplement *supplement, Copy *copy, void (*between) (void))
 
 	if (table->state == PYR_TABLE_WAITING)
 		begin_table(table, copy->layout);
+
+	/*
+	 * What is written to other servers may stay there although we are taken
+	 * back.  So it is written over what is there; and that copying has begun is
+	 * known before.  (COPY does not write to a view that has no triggers for it;
+	 * but rows can be made equal there.)
+	 */
+	if ((copy->layout->is_foreign || !copy->layout->takes_copy) &&
+		!table->is_resync)
+	{
+		table->is_resync = true;
+		pyr_table_store(table);
+		return;
+	}
 	find_end(supplement, copy->layout);
 	pyr_copy_range(copy->layout, supplement,
 				   table->is_resync ? PYR_COPY_RESYNC : PYR_COPY_NEW, ask->after,
@@ -679,6 +802,42 @@ hand_over(PyrSupplement *supplement)
 }
 
 /*
+ * A chunk cannot be copied, for an error that names neither row nor column: whether
+ * the master is to be asked for them, before the table fails.
+ */
+static bool
+seek_culprit(PyrTable *table, ErrorData *error)
+{
+	Copy	   *copy = table ? find_copy(table) : NULL;
+
+	if ((error->sqlerrcode != ERRCODE_UNTRANSLATABLE_CHARACTER &&
+		 error->sqlerrcode != ERRCODE_CHARACTER_NOT_IN_REPERTOIRE) ||
+		copy == NULL || copy->layout == NULL || copy->is_seeking)
+		return false;
+	copy->is_seeking = true;
+	return true;
+}
+
+/*
+ * The master has told.
+ */
+static void
+take_culprit(Copy *copy, List *rows)
+{
+	char	  **culprit = list_length(rows) > 1 ? lsecond(rows) : NULL;
+
+	copy->is_seeking = false;
+	if (culprit == NULL || culprit[0] == NULL)
+		return;					/* it is not there any more */
+	ereport(ERROR,
+			(errcode(ERRCODE_UNTRANSLATABLE_CHARACTER),
+			 errmsg("column \"%s\" of the row %s has a character that does not exist in the encoding of the slave, %s",
+					culprit[0], culprit[1] ? culprit[1] : "", GetDatabaseEncodingName()),
+			 culprit[2] ? errdetail("The master says: %s", culprit[2]) : 0,
+			 errhint("Change the row on the master, or leave it out with py_log_create_tg (row_filter, columns).")));
+}
+
+/*
  * Does what the supplement is for.
  */
 static void
@@ -701,13 +860,16 @@ apply_supplement(PyrSupplement *supplement, void (*between) (void))
 		return;					/* it was asked for before it failed */
 	else if (supplement->rows == NIL)
 		pyr_tables_want_list(); /* it has no log trigger any more */
+	else if (ask->kind == ASK_CULPRIT)
+		take_culprit(copy, supplement->rows);
 	else if (is_next_chunk(supplement, copy))
 		apply_chunk(supplement, copy, between);
 	else if (copy->layout == NULL ||
 			 !pyr_layout_is_same(copy->layout, linitial(supplement->rows)))
 	{
 		if (copy_schema && ask->table->state == PYR_TABLE_WAITING &&
-			!OidIsValid(pyr_layout_find(ask->table)))
+			!OidIsValid(pyr_layout_find(ask->table)) &&
+			!pyr_table_place(ask->table).is_mapped)
 		{
 			/* it comes to be copied again once it has been made */
 			pyr_table_set_missing(ask->table, true);
@@ -748,16 +910,21 @@ apply_or_fail(PyrSupplement *supplement, void (*between) (void))
 		before = *ask->table;
 	if (!pyr_local_try(attempt_supplement, &supplied, &error))
 	{
+		bool		is_seeking;
+
 		/* what is known of the table cannot be taken back, or there is none */
 		if (ask->table == NULL || ask->table->bookmark != before.bookmark)
 			ReThrowError(error);
-		end_copy(ask->table);
+		is_seeking = ask->kind == ASK_ROWS && seek_culprit(ask->table, error);
+		if (!is_seeking)
+			end_copy(ask->table);
+		pyr_tables_store_begun_anew();
 		pyr_table_set_state(ask->table, before.state);
 		ask->table->rows_copied = before.rows_copied;
 		ask->table->started_at = before.started_at;
 		if (error->sqlerrcode == ERRCODE_T_R_DEADLOCK_DETECTED)
 			pyr_copyworkers_rest(error->message);
-		else
+		else if (!is_seeking)
 			pyr_table_fail(ask->table, error);
 	}
 	else if (ask->table != NULL && ask->table->state == PYR_TABLE_READY)
@@ -815,7 +982,7 @@ settle_chunk(PyrSupplement *supplement)
 	else if (pyr_is_of_the_system(outcome.error->sqlerrcode) ||
 			 outcome.error->sqlerrcode == ERRCODE_T_R_DEADLOCK_DETECTED)
 		pyr_copyworkers_rest(outcome.error->message);
-	else
+	else if (!seek_culprit(table, outcome.error))
 	{
 		end_copy(table);
 		pyr_local_begin_transaction();
@@ -855,8 +1022,28 @@ refused(PyrSupplement *first, ErrorData *error)
 	Ask		   *ask = first->what;
 	MemoryContext oldcontext;
 
+	if (ask->table == NULL &&
+		error->sqlerrcode == ERRCODE_UNTRANSLATABLE_CHARACTER)
+		ereport(ERROR,
+				(errcode(ERRCODE_UNTRANSLATABLE_CHARACTER),
+				 errmsg("a table of the master has a name with characters that do not exist in the encoding of the slave, %s",
+						GetDatabaseEncodingName()),
+				 errdetail_internal("%s", error->message),
+				 errhint("Rename it on the master, or drop its log trigger there with py_log_drop_tg.")));
 	if (ask->table == NULL || pyr_is_of_the_system(error->sqlerrcode))
 		ReThrowError(error);
+	if (first->next == NULL && ask->kind == ASK_ROWS &&
+		seek_culprit(ask->table, error))
+		return;
+	if (first->next == NULL && ask->kind == ASK_ROWS &&
+		(error->sqlerrcode == ERRCODE_UNDEFINED_COLUMN ||
+		 error->sqlerrcode == ERRCODE_UNDEFINED_TABLE ||
+		 error->sqlerrcode == ERRCODE_UNDEFINED_SCHEMA))
+	{
+		/* it had that column, or name, when it was described */
+		end_copy(ask->table);
+		return;
+	}
 	if (first->next == NULL &&
 		error->sqlerrcode == ERRCODE_UNDEFINED_OBJECT)
 	{
@@ -909,7 +1096,8 @@ ask_for_table(const char *schema, Copy *copy)
 
 	Assert(after == NULL || copy->coming != NULL || copy->layout == NULL ||
 		   copy->layout->nkey == copy->table->nbookmark);
-	ask->kind = copy->layout == NULL ? ASK_DESCRIPTION : ASK_ROWS;
+	ask->kind = copy->layout == NULL ? ASK_DESCRIPTION :
+		copy->is_seeking ? ASK_CULPRIT : ASK_ROWS;
 	ask->table = copy->table;
 	supplement->what = ask;
 	supplement->locked = copy->layout != NULL
@@ -917,6 +1105,8 @@ ask_for_table(const char *schema, Copy *copy)
 		: psprintf("ONLY %s", pyr_table_qualified(copy->table));
 	initStringInfo(&sql);
 	appendStringInfoString(&sql, pyr_layout_sql(schema, copy->table, ask->kind == ASK_ROWS));
+	if (ask->kind == ASK_CULPRIT)
+		append_culprit_sql(&sql, schema, copy->layout, after, copy->chunk_rows);
 	if (ask->kind == ASK_ROWS)
 	{
 		ask->limit = copy->chunk_rows;
@@ -1325,7 +1515,74 @@ may_truncate(PyrTable *table)
 		return false;
 	owner = ((Form_pg_class) GETSTRUCT(tuple))->relowner;
 	ReleaseSysCache(tuple);
-	return is_empty(pyr_table_qualified(table), owner);
+	return is_empty(pyr_table_here(table), owner);
+}
+
+/*
+ * Whether the bookmark is about the columns that changes of the shape tell rows by.
+ */
+static bool
+is_bookmark_of(PyrTable *table, PyrShape *shape)
+{
+	size_t		len;
+
+	if (shape->key_names == NULL)
+	{
+		char	  **names = palloc((shape->nkey + 1) * sizeof(char *));
+
+		for (int i = 0; i < shape->nkey; i++)
+			names[i] = shape->columns[i].name;
+		/* where shapes live */
+		shape->key_names = MemoryContextStrdup(GetMemoryChunkContext(shape->columns),
+											   pyr_array_join(names, shape->nkey));
+	}
+	len = strlen(shape->key_names);
+	return table->nbookmark == shape->nkey && table->key != NULL &&
+		strncmp(table->key, shape->key_names, len) == 0 && table->key[len] == ' ';
+}
+
+/*
+ * Whether the change is about a column, or a table, that neither side has any more.
+ * (It is looked for on the master when something has failed here.)
+ */
+static bool
+is_about_nothing(PyrTable *table, PyrShape *shape)
+{
+	Oid			relid = pyr_layout_find(table);
+
+	if (table->ncolumns_there == 0)
+		return !OidIsValid(relid);
+	if (!OidIsValid(relid))
+		return false;
+	for (int i = 0; i < shape->nkey + shape->nset + shape->nold; i++)
+	{
+		const char *name = shape->columns[i].name;
+		bool		is_there = false;
+
+		for (int j = 0; j < table->ncolumns_there && !is_there; j++)
+			is_there = strcmp(name, table->columns_there[j]) == 0;
+		if (!is_there && get_attnum(relid, name) == InvalidAttrNumber)
+			return true;
+	}
+	return false;
+}
+
+/*
+ * If so, it cannot be made, nor need it be: the table is copied once more, as it is
+ * now.  (A column that has only got another name on both sides could not be told from
+ * one that is gone.)
+ */
+static void
+begin_anew_if_about_nothing(PyrTable *table, PyrShape *shape)
+{
+	if (!is_about_nothing(table, shape))
+		return;
+	ereport(LOG,
+			(errmsg("pyreplica %s: table \"%s.%s\" begins anew, as a change is about what neither side has any more",
+					pyr_local_replica(), NameStr(table->name.schema),
+					NameStr(table->name.table)),
+			 errhidestmt(true), errhidecontext(true)));
+	pyr_table_begin_anew(table);
 }
 
 /*
@@ -1347,6 +1604,9 @@ pyr_copy_admit(PyrTable *table, PyrChange *change, int encoding,
 	if (table->state != PYR_TABLE_WAITING &&
 		!pyr_table_has_filter(table, shape->filter))
 		pyr_table_begin_anew(table);
+	if (table->is_described && pyr_failure_is_kept() && copy_data &&
+		(table->state == PYR_TABLE_READY || table->state == PYR_TABLE_COPYING))
+		begin_anew_if_about_nothing(table, shape);
 	if (table->state == PYR_TABLE_READY)
 		return PYR_ADMIT;
 	if (shape->verb == PYR_TRUNCATE)
@@ -1354,13 +1614,13 @@ pyr_copy_admit(PyrTable *table, PyrChange *change, int encoding,
 	if (table->state != PYR_TABLE_COPYING || table->bookmark == NULL)
 		return PYR_PASS_OVER;
 
-	binding = pyr_target_bind(shape);
-	if (binding->target->merge->nkey != table->nbookmark)
+	if (!is_bookmark_of(table, shape))
 	{
 		/* the master has another key by now */
 		pyr_table_begin_anew(table);
 		return PYR_PASS_OVER;
 	}
+	binding = pyr_target_bind(shape);
 	before = pyr_local_become(binding->target->owner);
 	bookmark = get_bookmark(table, binding->target);
 	was_here = is_now = is_here(bookmark, change->values, NULL, encoding);

@@ -33,6 +33,7 @@ typedef enum PyrCopyMode
 typedef bool (*PyrCopyNext) (void *arg, const char **data, size_t *len);
 
 extern bool pyr_copy_is_due(void);
+extern void pyr_copy_forget_layouts(void);
 extern PyrSupplement *pyr_copy_ask(const char *schema);
 extern void pyr_copy_write(PyrLayout *layout, PyrCopyNext next, void *arg,
 						   void (*between) (void));

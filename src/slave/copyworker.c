@@ -335,6 +335,7 @@ put_job(StringInfo message, PyrLayout *layout, PyrTable *table)
 	ListCell   *cell;
 
 	pq_sendint32(message, GetTopTransactionId());
+	put_string(message, layout->here);
 	pq_sendint32(message, layout->relid);
 	pq_sendbyte(message, layout->relkind);
 	pq_sendbyte(message, layout->is_binary);
@@ -551,6 +552,7 @@ read_job(const char *data, size_t len)
 	appendBinaryStringInfo(&message, data, len);
 	job->xid = pq_getmsgint(&message, 4);
 	layout->table = table;
+	layout->here = get_string(&message);
 	layout->relid = pq_getmsgint(&message, 4);
 	layout->relkind = pq_getmsgbyte(&message);
 	layout->is_binary = pq_getmsgbyte(&message);

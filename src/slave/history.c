@@ -81,10 +81,12 @@ tell(PyrHistory *history, const PyrIncident *incident)
 	if (history->count > TOLD_MAX)
 		return;
 	history->lines = lappend(history->lines,
-							 psprintf("%s on table \"%s.%s\"%s",
-									  incident->kind, incident->schema,
-									  incident->table,
-									  incident->label ? incident->label : ""));
+							 incident->table[0] == '\0'
+							 ? psprintf("%s statement", incident->kind)
+							 : psprintf("%s on table \"%s.%s\"%s",
+										incident->kind, incident->schema,
+										incident->table,
+										incident->label ? incident->label : ""));
 	history->details = lappend(history->details, pstrdup(incident->told));
 }
 
@@ -197,7 +199,8 @@ notify(PyrHistory *history, Tally *tally)
 	appendStringInfoString(&payload, ", \"kind\": ");
 	escape_json(&payload, tally->kind);
 	appendStringInfoString(&payload, ", \"table\": ");
-	escape_json(&payload, quote_qualified_identifier(tally->schema, tally->table));
+	escape_json(&payload, tally->table[0] == '\0' ? ""
+				: quote_qualified_identifier(tally->schema, tally->table));
 	appendStringInfo(&payload, ", \"count\": " INT64_FORMAT "}", tally->count);
 	Async_Notify(CHANNEL, payload.data);
 }

@@ -15,12 +15,14 @@
 
 #include "access/htup_details.h"
 #include "access/relation.h"
+#include "access/transam.h"
 #include "catalog/namespace.h"
 #include "catalog/pg_class.h"
 #include "catalog/pg_type.h"
 #include "common/arrays.h"
 #include "common/values.h"
 #include "executor/spi.h"
+#include "parser/parse_coerce.h"
 #include "slave/layout.h"
 #include "slave/local.h"
 #include "slave/target.h"
@@ -58,7 +60,7 @@ const char *
 pyr_layout_relation(PyrLayout *layout)
 {
 	return psprintf("%s%s", layout->relkind == RELKIND_RELATION ? "ONLY " : "",
-					pyr_table_qualified(layout->table));
+					layout->here);
 }
 
 /*
@@ -83,11 +85,67 @@ pyr_layout_owner(PyrLayout *layout)
 	if (!HeapTupleIsValid(tuple))
 		ereport(ERROR,
 				(errcode(ERRCODE_UNDEFINED_TABLE),
-				 errmsg("table %s was dropped on the slave",
-						pyr_table_qualified(layout->table))));
+				 errmsg("table %s was dropped on the slave", layout->here)));
 	owner = ((Form_pg_class) GETSTRUCT(tuple))->relowner;
 	ReleaseSysCache(tuple);
 	return owner;
+}
+
+/*
+ * The type that the master has to cast a column's values to, for them to be what
+ * the slave makes of them when they are changed; NULL: that is what they are, or it
+ * has no such type.
+ */
+static char *
+cast_for(Form_pg_attribute att, Oid type)
+{
+	Oid			here = getBaseType(att->atttypid);
+
+	if (here >= FirstGenbkiObjectId || type >= FirstGenbkiObjectId ||
+		(here == type && att->atttypmod < 0))
+		return NULL;
+	return format_type_extended(here, att->atttypmod,
+								FORMAT_TYPE_TYPEMOD_GIVEN |
+								FORMAT_TYPE_FORCE_QUALIFY);
+}
+
+/*
+ * Whether values are to be cast on the master when they are copied: those that are
+ * cast when they are changed.  (Strings would be cut off by that.)
+ */
+static bool
+is_cast_in_copy(Form_pg_attribute att, Oid type)
+{
+	return getBaseType(att->atttypid) != type &&
+		pyr_wire_of_type(type) != PYR_WIRE_TEXT &&
+		TypeCategory(type) != TYPCATEGORY_STRING;
+}
+
+/*
+ * Appends the master's columns as they are here: to be copied, or as text to be
+ * compared.
+ */
+void
+pyr_layout_append_columns(StringInfo sql, PyrLayout *layout, bool is_compared)
+{
+	ListCell   *name;
+	ListCell   *value;
+	ListCell   *cast;
+	ListCell   *copied;
+	const char *comma = "";
+
+	forfour(name, layout->columns, value, layout->values,
+			cast, layout->casts, copied, layout->are_cast)
+	{
+		const char *column = quote_identifier(lfirst(name));
+
+		if (lfirst(cast) != NULL && (is_compared || lfirst_int(copied)))
+			appendStringInfo(sql, "%sCAST(%s AS %s) AS %s", comma, column,
+							 (char *) lfirst(cast), column);
+		else
+			appendStringInfo(sql, "%s%s", comma, (char *) lfirst(value));
+		comma = ", ";
+	}
 }
 
 /*
@@ -126,6 +184,42 @@ append_constants(StringInfo sql, PyrLayout *of, bool is_here, char **constants)
 }
 
 /*
+ * Appends that the key is greater than the constants, or less if "is_less", or
+ * equal if "or_equal".  Another server is not sent rows of columns to be compared,
+ * so there it is said column by column.
+ */
+static void
+append_comparison(StringInfo sql, PyrLayout *of, bool is_here, bool is_indexed,
+				  bool is_less, bool or_equal, char **constants)
+{
+	const char *strictly = is_less ? "<" : ">";
+
+	if (!is_here || !of->is_foreign)
+	{
+		append_key(sql, of, is_indexed);
+		appendStringInfo(sql, " %s%s ", strictly, or_equal ? "=" : "");
+		append_constants(sql, of, is_here, constants);
+		return;
+	}
+	for (int i = 0; i < of->nkey; i++)
+	{
+		char	   *column = psprintf("%s%s", is_indexed ? "" : "t.",
+									  quote_identifier(of->key[i]));
+		char	   *constant = psprintf("%s::%s", quote_literal_cstr(constants[i]),
+										of->key_types_here[i]);
+
+		if (i == of->nkey - 1)
+			appendStringInfo(sql, "%s %s%s %s", column, strictly,
+							 or_equal ? "=" : "", constant);
+		else
+			appendStringInfo(sql, "(%s %s %s OR %s = %s AND ", column, strictly,
+							 constant, column, constant);
+	}
+	for (int i = 0; i < of->nkey - 1; i++)
+		appendStringInfoChar(sql, ')');
+}
+
+/*
  * Appends conditions for keys in the range; NULL: it has no such end.  Of the
  * master's rows only those count that are logged; here there should not be
  * others.
@@ -142,17 +236,13 @@ append_range(StringInfo sql, const char *word, PyrLayout *layout, bool is_here,
 	if (after != NULL)
 	{
 		appendStringInfoString(sql, word);
-		append_key(sql, layout, is_indexed);
-		appendStringInfoString(sql, " > ");
-		append_constants(sql, layout, is_here, after);
+		append_comparison(sql, layout, is_here, is_indexed, false, false, after);
 		word = " AND ";
 	}
 	if (upto != NULL)
 	{
 		appendStringInfoString(sql, word);
-		append_key(sql, layout, is_indexed);
-		appendStringInfoString(sql, " <= ");
-		append_constants(sql, layout, is_here, upto);
+		append_comparison(sql, layout, is_here, is_indexed, true, true, upto);
 	}
 }
 
@@ -183,28 +273,45 @@ pyr_layout_append_found(StringInfo sql, PyrLayout *layout, char **after,
 Oid
 pyr_layout_find(PyrTable *table)
 {
-	Oid			namespace = get_namespace_oid(NameStr(table->name.schema), true);
+	PyrPlace	place = pyr_table_place(table);
+	Oid			namespace = get_namespace_oid(place.schema, true);
 
 	return OidIsValid(namespace)
-		? get_relname_relid(NameStr(table->name.table), namespace) : InvalidOid;
+		? get_relname_relid(place.table, namespace) : InvalidOid;
+}
+
+/*
+ * An errdetail, if the table has another name here.
+ */
+static int
+detail_of_mapping(PyrTable *table)
+{
+	const char *words = pyr_mapping_words(NameStr(table->name.schema),
+										  NameStr(table->name.table));
+
+	return words ? errdetail("%s", words) : 0;
 }
 
 static Oid
 find_relation(PyrTable *table)
 {
 	Oid			relid = pyr_layout_find(table);
+	PyrPlace	place = pyr_table_place(table);
 
 	if (!OidIsValid(relid))
 		ereport(ERROR,
 				(errcode(ERRCODE_UNDEFINED_TABLE),
 				 errmsg("table \"%s.%s\" does not exist on the slave",
-						NameStr(table->name.schema), NameStr(table->name.table)),
-				 errhint("Create it here as the master has it (pg_dump --schema-only), or let pyreplica.copy_schema do that; it will then be copied.")));
+						place.schema, place.table),
+				 detail_of_mapping(table),
+				 place.is_mapped
+				 ? errhint("Create it here; pyreplica.copy_schema makes no tables that have another name than on the master. It will then be copied.")
+				 : errhint("Create it here as the master has it (pg_dump --schema-only), or let pyreplica.copy_schema do that; it will then be copied.")));
 	if (pyr_target_is_protected(get_rel_namespace(relid), relid))
 		ereport(ERROR,
 				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
 				 errmsg("the master may not change \"%s.%s\" on the slave",
-						NameStr(table->name.schema), NameStr(table->name.table)),
+						place.schema, place.table),
 				 errdetail("It belongs to the slave's own server, or to pyreplica.")));
 	return relid;
 }
@@ -248,6 +355,7 @@ find_attribute(PyrTable *table, TupleDesc desc, const char *name)
 			(errcode(ERRCODE_UNDEFINED_COLUMN),
 			 errmsg("column \"%s\" of the master's table \"%s.%s\" does not exist on the slave",
 					name, NameStr(table->name.schema), NameStr(table->name.table)),
+			 detail_of_mapping(table),
 			 errhint("Add the column to the slave's table.")));
 	return NULL;
 }
@@ -275,6 +383,18 @@ split_all(const char *array_text, int *result_n, int n, bool may_be_null)
 }
 
 /*
+ * The column as SQL that has the same text on both sides if the value is the same,
+ * and only then.  XML loses something on its way through its output function.
+ */
+static char *
+exact_value(const char *name, Oid masters_type, Form_pg_attribute att)
+{
+	if (masters_type == XMLOID || getBaseType(att->atttypid) == XMLOID)
+		return psprintf("%s::pg_catalog.text", quote_identifier(name));
+	return pstrdup(quote_identifier(name));
+}
+
+/*
  * Compares what the master says of the table with what is here.
  */
 static void
@@ -288,6 +408,9 @@ fill_layout(PyrLayout *of, char **row)
 	char	  **types;
 
 	of->relkind = rel->rd_rel->relkind;
+	of->is_foreign = pyr_target_is_foreign(of->relid);
+	of->takes_copy = of->relkind != RELKIND_VIEW ||
+		(rel->trigdesc != NULL && rel->trigdesc->trig_insert_instead_row);
 	of->key = split_all(row[0], &of->nkey, -1, false);
 	of->key_types = split_all(row[1], NULL, of->nkey, false);
 	orders = split_all(row[2], NULL, of->nkey, true);
@@ -324,7 +447,10 @@ fill_layout(PyrLayout *of, char **row)
 		if (att->attgenerated != '\0')
 			continue;
 		of->columns = lappend(of->columns, columns[i]);
-		if (att->atttypid != type || pyr_wire_of_type(type) == PYR_WIRE_TEXT)
+		of->values = lappend(of->values, exact_value(columns[i], type, att));
+		of->casts = lappend(of->casts, cast_for(att, type));
+		of->are_cast = lappend_int(of->are_cast, is_cast_in_copy(att, type));
+		if (att->atttypid != type || !pyr_wire_is_copied(type))
 			of->is_binary = false;
 	}
 	relation_close(rel, NoLock);
@@ -358,6 +484,7 @@ pyr_layout_create(PyrTable *table, char **row)
 		layout->context = context;
 		layout->table = table;
 		layout->described = join_row(row);
+		layout->here = pstrdup(pyr_table_here(table));
 		layout->relid = find_relation(table);
 		fill_layout(layout, row);
 	}
@@ -379,10 +506,12 @@ pyr_layout_free(PyrLayout *layout)
 }
 
 /*
- * Whether the master still describes the table like that.
+ * Whether the master still describes the table like that, and it is still the same
+ * one here.
  */
 bool
 pyr_layout_is_same(PyrLayout *layout, char **row)
 {
-	return strcmp(join_row(row), layout->described) == 0;
+	return strcmp(join_row(row), layout->described) == 0 &&
+		strcmp(pyr_table_here(layout->table), layout->here) == 0;
 }

@@ -17,7 +17,8 @@ typedef struct PyrLayout
 	MemoryContext context;
 	PyrTable   *table;
 	char	   *described;		/* what the master said of it */
-	Oid			relid;			/* here */
+	const char *here;			/* its name here, for statements */
+	Oid			relid;
 	char		relkind;
 	int			nkey;
 	char	  **key;
@@ -26,12 +27,19 @@ typedef struct PyrLayout
 	AttrNumber *key_attnums;	/* here */
 	List	   *columns;		/* names, of those that have values on both sides
 								 * and are not computed here */
+	List	   *values;			/* of each of them: what is to be selected, on
+								 * either side, so that its text is exact */
+	List	   *casts;			/* of these, what the master has to make of them to
+								 * get what is here, as SQL; NULL: nothing */
+	List	   *are_cast;		/* of these, whether to be copied as well */
 	char	   *key_described;	/* the key's columns, their types on the master, and
 								 * how they sort there */
 	char	   *row_filter;		/* which rows the master logs, as SQL; NULL: all */
 	bool		is_whole;		/* the key is all there is; rows can be equal */
 	bool		is_partitioned; /* on the master, it has no rows of its own */
 	bool		is_sorted;		/* keys compare here as on the master */
+	bool		is_foreign;		/* rows are on other servers, or some are */
+	bool		takes_copy;		/* COPY can write there */
 	bool		is_binary;		/* all columns have a type here that is written
 								 * as on the master */
 } PyrLayout;
@@ -44,6 +52,8 @@ extern bool pyr_layout_is_same(PyrLayout *layout, char **row);
 extern const char *pyr_layout_relation(PyrLayout *layout);
 extern const char *pyr_layout_masters_relation(PyrLayout *layout);
 extern Oid	pyr_layout_owner(PyrLayout *layout);
+extern void pyr_layout_append_columns(StringInfo sql, PyrLayout *layout,
+									  bool is_compared);
 extern void pyr_layout_append_range(StringInfo sql, PyrLayout *of,
 									bool is_here, char **after, char **upto);
 extern void pyr_layout_append_found(StringInfo sql, PyrLayout *layout,

@@ -12,6 +12,7 @@
 #include "catalog/pg_extension.h"
 #include "commands/tablespace.h"
 #include "commands/trigger.h"
+#include "common/textform.h"
 #include "executor/spi.h"
 #include "mb/pg_wchar.h"
 #include "miscadmin.h"
@@ -37,7 +38,7 @@ static MemoryContext outer_context; /* what was current before a transaction */
 /*
  * Settings that applying relies on, whatever the server, the database or the
  * role says.  Ordinary triggers do not fire, names are always qualified, and
- * text that comes from the master is read as it was written.
+ * text that comes from the master is read as it was written (textform.c).
  *
  * A commit here need not wait for the disk: rows and position go together, and
  * the master is only told of what is safe.
@@ -47,17 +48,11 @@ pyr_local_begin_session(const char *replica)
 {
 	static const char *const settings[][2] = {
 		{"session_replication_role", "replica"},
-		{"search_path", ""},
-		{"DateStyle", "ISO, YMD"},
-		{"IntervalStyle", "postgres"},
-		{"extra_float_digits", "1"},
-		{"lc_monetary", "C"},
 		{"synchronous_commit", "off"},
 		{"default_transaction_isolation", "read committed"},
 		{"default_transaction_read_only", "off"},
 		{"default_transaction_deferrable", "off"},
 		{"check_function_bodies", "off"},
-		{"standard_conforming_strings", "on"},
 		{"row_security", "off"},
 		{"statement_timeout", "0"},
 		{"lock_timeout", "0"},
@@ -74,6 +69,9 @@ pyr_local_begin_session(const char *replica)
 			SetConfigOption(settings[i][0], settings[i][1],
 							PGC_SUSET, PGC_S_OVERRIDE);
 	}
+	for (const PyrTextSetting *setting = pyr_text_settings; setting->name; setting++)
+		SetConfigOption(setting->name, setting->value, PGC_SUSET, PGC_S_OVERRIDE);
+
 	/* what is copied comes in the encoding of the database */
 	SetConfigOption("client_encoding", GetDatabaseEncodingName(),
 					PGC_USERSET, PGC_S_OVERRIDE);

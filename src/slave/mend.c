@@ -33,6 +33,7 @@
 #include "access/table.h"
 #include "catalog/pg_attribute.h"
 #include "catalog/pg_class.h"
+#include "catalog/pg_type.h"
 #include "common/compat.h"
 #include "common/keys.h"
 #include "executor/executor.h"
@@ -43,6 +44,7 @@
 #include "slave/mend.h"
 #include "slave/statement.h"
 #include "utils/builtins.h"
+#include "utils/lsyscache.h"
 #include "utils/memutils.h"
 #include "utils/queryenvironment.h"
 #include "utils/tuplestore.h"
@@ -135,6 +137,31 @@ named(Mend *mend, const AttrNumber *columns, int n, const char *prefix)
 }
 
 /*
+ * Columns of a relation as one text that tells rows apart: by their numbers after
+ * that prefix; if there is none (NULL), by their names in the table.
+ */
+static char *
+whole_text(Mend *mend, const char *prefix)
+{
+	StringInfoData sql;
+
+	initStringInfo(&sql);
+	appendStringInfoString(&sql, "ROW(");
+	for (int i = 0; i < mend->ncolumns; i++)
+	{
+		/* XML loses something on its way through its output function */
+		bool		is_xml = getBaseType(attribute(mend, mend->columns[i])->atttypid) == XMLOID;
+
+		appendStringInfo(&sql, "%s%s%s", i > 0 ? ", " : "",
+						 prefix ? psprintf("%s%d", prefix, i + 1)
+						 : column_name(mend, mend->columns[i]),
+						 is_xml ? "::text" : "");
+	}
+	appendStringInfoString(&sql, ")::text COLLATE \"C\"");
+	return sql.data;
+}
+
+/*
  * Those of c1 ... that cannot be updated.
  */
 static char *
@@ -163,7 +190,7 @@ equality_of(Mend *mend, AttrNumber attnum)
 				(errcode(ERRCODE_UNDEFINED_FUNCTION),
 				 errmsg("key column \"%s\" of table %s has type %s on the slave, which has no equality operator",
 						NameStr(att->attname),
-						pyr_table_qualified(mend->layout->table),
+						mend->layout->here,
 						format_type_be(att->atttypid))));
 	return pyr_statement_operator(type->eq_opr);
 }
@@ -240,7 +267,8 @@ look_at_columns(Mend *mend)
 
 	/* rows of what has no place of its own can only be found by a key */
 	mend->by_key = nkey == layout->nkey && nkey > 0 && !layout->is_whole &&
-		((layout->relkind != RELKIND_RELATION &&
+		(layout->is_foreign ||
+		 (layout->relkind != RELKIND_RELATION &&
 		  layout->relkind != RELKIND_PARTITIONED_TABLE) ||
 		 pyr_key_is_unique(mend->rel, layout->key_attnums, nkey, false));
 }
@@ -347,8 +375,9 @@ append_comparison_by_key(StringInfo sql, Mend *mend)
 	appendStringInfo(sql, " FROM %s", mend->relation);
 	pyr_layout_append_range(sql, mend->layout, true, mend->after, mend->upto);
 	appendStringInfo(sql, ") AS t ON %s WHERE t.here IS NULL OR r.here IS NULL"
-					 " OR (record_image_ne(ROW(%s), ROW(%s)) AND ROW(%s)::text COLLATE \"C\" <> ROW(%s)::text)",
-					 same_key(mend, "r.c", "t.c"), ours, masters, ours, masters);
+					 " OR (record_image_ne(ROW(%s), ROW(%s)) AND %s <> %s)",
+					 same_key(mend, "r.c", "t.c"), ours, masters,
+					 whole_text(mend, "t.c"), whole_text(mend, "r.c"));
 }
 
 /*
@@ -357,16 +386,16 @@ append_comparison_by_key(StringInfo sql, Mend *mend)
 static void
 append_comparison_of_rows(StringInfo sql, Mend *mend)
 {
-	const char *number = "row_number() OVER (PARTITION BY ROW(%s)::text COLLATE \"C\") AS n";
-	char	   *ours = named(mend, mend->columns, mend->ncolumns, NULL);
-	char	   *masters = numbered("c", mend->ncolumns);
+	const char *number = "row_number() OVER (PARTITION BY %s) AS n";
+	char	   *ours = whole_text(mend, NULL);
+	char	   *masters = whole_text(mend, "c");
 
 	appendStringInfo(sql, "SELECT CASE WHEN t.n IS NULL THEN '%c' ELSE '%c' END AS what, %s, t.place, t.part"
-					 " FROM (SELECT *, ROW(%s)::text COLLATE \"C\" AS w, ",
+					 " FROM (SELECT *, %s AS w, ",
 					 ROW_MISSING, ROW_EXTRA, numbered("r.c", mend->ncolumns), masters);
 	appendStringInfo(sql, number, masters);
 	appendStringInfo(sql, " FROM " MASTERS_ROWS ") AS r FULL JOIN"
-					 " (SELECT ctid AS place, tableoid AS part, ROW(%s)::text COLLATE \"C\" AS w, ", ours);
+					 " (SELECT ctid AS place, tableoid AS part, %s AS w, ", ours);
 	appendStringInfo(sql, number, ours);
 	appendStringInfo(sql, " FROM %s", mend->relation);
 	pyr_layout_append_range(sql, mend->layout, true, mend->after, mend->upto);
@@ -445,6 +474,21 @@ find_wrong_rows(Mend *mend, TupleDesc *desc)
 
 /* ---- what is done about it ---- */
 
+/*
+ * The condition that the row t is in the range, where all rows would have to be
+ * fetched without it; else nothing.
+ */
+static const char *
+within_range(Mend *mend)
+{
+	StringInfoData sql;
+
+	initStringInfo(&sql);
+	if (mend->layout->is_foreign)
+		pyr_layout_append_found(&sql, mend->layout, mend->after, mend->upto);
+	return sql.data;
+}
+
 static uint64
 change(Mend *mend, const char *sql)
 {
@@ -457,10 +501,11 @@ delete_rows(Mend *mend)
 {
 	if (mend->nextra + mend->nreplaced == 0)
 		return;
-	(void) change(mend, psprintf("DELETE FROM %s AS t USING " WRONG_ROWS " AS x WHERE x.what IN ('%c', '%c') AND %s",
+	(void) change(mend, psprintf("DELETE FROM %s AS t USING " WRONG_ROWS " AS x WHERE x.what IN ('%c', '%c') AND %s%s",
 								 mend->relation, ROW_EXTRA, ROW_REPLACED,
 								 mend->by_key ? same_key(mend, "x.c", NULL)
-								 : "t.ctid = x.place AND t.tableoid = x.part"));
+								 : "t.ctid = x.place AND t.tableoid = x.part",
+								 within_range(mend)));
 }
 
 /*
@@ -522,9 +567,9 @@ update_rows(Mend *mend)
 			appendStringInfo(&set, "%s%s = x.c%d", set.len > 0 ? ", " : "",
 							 column_name(mend, mend->columns[i]), i + 1);
 	}
-	(void) change(mend, psprintf("UPDATE %s AS t SET %s FROM " WRONG_ROWS " AS x WHERE x.what = '%c' AND %s",
+	(void) change(mend, psprintf("UPDATE %s AS t SET %s FROM " WRONG_ROWS " AS x WHERE x.what = '%c' AND %s%s",
 								 mend->relation, set.data, ROW_DIFFERS,
-								 same_key(mend, "x.c", NULL)));
+								 same_key(mend, "x.c", NULL), within_range(mend)));
 }
 
 /*
@@ -540,21 +585,22 @@ insert_again(Mend *mend, uint64 cleared)
 	if (cleared + mend->nreplaced == 0)
 		return;
 	inserted = change(mend, psprintf("INSERT INTO %s (%s%s%s) OVERRIDING SYSTEM VALUE SELECT %s%s%s FROM " WRONG_ROWS " AS x"
-									 " WHERE x.what IN ('%c', '%c') AND NOT EXISTS (SELECT FROM %s AS t WHERE %s)",
-									 pyr_table_qualified(mend->layout->table),
+									 " WHERE x.what IN ('%c', '%c') AND NOT EXISTS (SELECT FROM %s AS t WHERE %s%s)",
+									 mend->layout->here,
 									 named(mend, mend->columns, mend->ncolumns, NULL),
 									 comma, named(mend, mend->own, mend->nown, NULL),
 									 numbered("x.c", mend->ncolumns),
 									 comma, numbered("x.o", mend->nown),
 									 ROW_REPLACED, ROW_DIFFERS, mend->relation,
-									 same_key(mend, "x.c", NULL)));
+									 same_key(mend, "x.c", NULL),
+									 within_range(mend)));
 
 	/* what was in the way were rows that are wrong; if not, nothing can be right */
 	if (cleared > 0 && inserted < cleared + mend->nreplaced)
 		ereport(ERROR,
 				(errcode(ERRCODE_UNIQUE_VIOLATION),
 				 errmsg("the master's rows of table %s do not comply with a unique or exclusion constraint of the slave's",
-						pyr_table_qualified(mend->layout->table)),
+						mend->layout->here),
 				 errhint("Drop the constraint on the slave, or create it on the master.")));
 }
 
@@ -564,7 +610,7 @@ insert_missing(Mend *mend)
 	if (mend->nmissing == 0)
 		return;
 	(void) change(mend, psprintf("INSERT INTO %s (%s) OVERRIDING SYSTEM VALUE SELECT %s FROM " WRONG_ROWS " AS x WHERE x.what = '%c'",
-								 pyr_table_qualified(mend->layout->table),
+								 mend->layout->here,
 								 named(mend, mend->columns, mend->ncolumns, NULL),
 								 numbered("x.c", mend->ncolumns), ROW_MISSING));
 }
@@ -596,7 +642,7 @@ check_key(Mend *mend)
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 				 errmsg("rows of %s cannot be told apart by their key",
-						pyr_table_qualified(mend->layout->table)),
+						mend->layout->here),
 				 errhint("Empty it on the slave, drop the master's log trigger and create it again.")));
 }
 

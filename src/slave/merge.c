@@ -752,6 +752,7 @@ pyr_merge_add(PyrMerge *merge, PyrMergeShape *shape, const PyrValue *values,
 		case PYR_DELETE:
 			return add_delete(merge, shape, values, nvalues, row, hash);
 		case PYR_TRUNCATE:
+		case PYR_SQL:
 			break;
 	}
 	elog(ERROR, "unexpected operation to be merged");

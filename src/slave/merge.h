@@ -13,7 +13,7 @@
 #include "nodes/pg_list.h"
 
 /* so many statements can belong to a form */
-#define PYR_FORM_STATEMENTS		6
+#define PYR_FORM_STATEMENTS		7
 
 /*
  * A set of columns that are set together.  Two rows of one form can be part of

@@ -15,6 +15,7 @@
 #include "common/compat.h"
 #include "common/config.h"
 #include "common/node.h"
+#include "common/textform.h"
 #include "common/wal.h"
 #include "fmgr.h"
 #include "lib/stringinfo.h"
@@ -30,13 +31,9 @@
  * What every statement of ours relies on, whatever is set for the master, its
  * database or the role.  The log has no statistics and is only ever read by
  * its indexes.  A slave whose machine died must not keep its place for long,
- * so the master is told to look after the connection, too.  What is copied as
- * text must be readable here, see local.c.
+ * so the master is told to look after the connection, too.
  */
 static const char *const session_settings =
-	"SELECT pg_catalog.set_config(s.name, v.value, false)"
-	"  FROM pg_catalog.pg_settings s JOIN (VALUES"
-	"  ('search_path', ''),"
 	"  ('default_transaction_isolation', 'read committed'),"
 	"  ('default_transaction_read_only', 'off'),"
 	"  ('synchronous_commit', 'local'),"
@@ -49,12 +46,6 @@ static const char *const session_settings =
 	"  ('enable_seqscan', 'off'),"
 	"  ('enable_indexscan', 'on'),"
 	"  ('jit', 'off'),"
-	"  ('DateStyle', 'ISO, YMD'),"
-	"  ('IntervalStyle', 'postgres'),"
-	"  ('extra_float_digits', '1'),"
-	"  ('bytea_output', 'hex'),"
-	"  ('TimeZone', 'UTC'),"
-	"  ('lc_monetary', 'C'),"
 	"  ('row_security', 'off'),"
 	"  ('max_parallel_workers_per_gather', '0'),"
 	"  ('work_mem', '64MB'),"
@@ -62,8 +53,25 @@ static const char *const session_settings =
 	"  ('tcp_keepalives_interval', '5'),"
 	"  ('tcp_keepalives_count', '3'),"
 	"  ('tcp_user_timeout', '25s'),"
-	"  ('client_connection_check_interval', '5s')"
-	") AS v(name, value) ON s.name = v.name";
+	"  ('client_connection_check_interval', '5s')";
+
+/*
+ * All of them, and those that text depends on, as far as the master has them.
+ */
+static char *
+settings_sql(void)
+{
+	StringInfoData sql;
+
+	initStringInfo(&sql);
+	appendStringInfo(&sql, "SELECT pg_catalog.set_config(s.name, v.value, false)"
+					 "  FROM pg_catalog.pg_settings s JOIN (VALUES %s",
+					 session_settings);
+	for (const PyrTextSetting *setting = pyr_text_settings; setting->name; setting++)
+		appendStringInfo(&sql, ", ('%s', '%s')", setting->name, setting->value);
+	appendStringInfoString(&sql, ") AS v(name, value) ON s.name = v.name");
+	return sql.data;
+}
 
 /*
  * The connection module's functions; loads it the first time.
@@ -209,7 +217,7 @@ begin_session(PyrOrigin *origin, const char *replica, PyrPosition *position)
 {
 	const char *encoding;
 
-	if (!query(origin, session_settings, 0, NULL, NULL, NULL) ||
+	if (!query(origin, settings_sql(), 0, NULL, NULL, NULL) ||
 		!find_extension(origin) ||
 		!attach(origin, replica, position) ||
 		!query(origin, "LISTEN " PYR_CHANNEL, 0, NULL, NULL, NULL))
@@ -364,11 +372,13 @@ pyr_origin_confirm(PyrOrigin *origin, const char *replica,
 				   PyrPosition *position)
 {
 	const char *params[2] = {replica, position->stored};
+	char	   *answer = NULL;
 
 	if (!query(origin,
-			   psprintf("SELECT %s.py_log_confirm($1::pg_catalog.text, $2::pg_catalog.pg_snapshot)", origin->schema),
-			   2, params, NULL, NULL))
+			   psprintf("SELECT %s.py_log_confirm($1::pg_catalog.text, $2::pg_catalog.pg_snapshot)::pg_catalog.text", origin->schema),
+			   2, params, keep_strings, &answer))
 		return false;
+	origin->slaves = answer != NULL ? pg_strtoint32(answer) : 1;
 	pyr_position_confirmed(position);
 	return true;
 }

@@ -23,6 +23,7 @@ typedef struct PyrOrigin
 	int			encoding;		/* of the database there */
 	bool		can_leave_out;	/* what we do not want is left out there */
 	bool		is_announced;	/* writers there know that we may sleep */
+	int			slaves;			/* connected there when we last confirmed */
 	bool		begins_anew;	/* the log was let go for us; all tables are to be
 								 * made equal from the position on */
 } PyrOrigin;

@@ -33,7 +33,6 @@
 #include "access/xact.h"
 #include "catalog/index.h"
 #include "catalog/namespace.h"
-#include "catalog/pg_database.h"
 #include "catalog/pg_inherits.h"
 #include "catalog/pg_type.h"
 #include "common/config.h"
@@ -46,6 +45,7 @@
 #include "pgstat.h"
 #include "pyreplica.h"
 #include "slave/child.h"
+#include "slave/ddl.h"
 #include "slave/dump.h"
 #include "slave/layout.h"
 #include "slave/local.h"
@@ -53,12 +53,10 @@
 #include "slave/status.h"
 #include "slave/tables.h"
 #include "utils/builtins.h"
-#include "utils/guc.h"
 #include "utils/hsearch.h"
 #include "utils/lsyscache.h"
 #include "utils/memutils.h"
 #include "utils/resowner.h"
-#include "utils/syscache.h"
 #include "utils/timestamp.h"
 
 #define RETRY_FIRST_MS	1000
@@ -302,7 +300,8 @@ judge_new_relation(Making *making, RangeVar *relation)
 		(is_ours(relation->relname) &&
 		 !pyr_tables_is_followed(relation->schemaname, relation->relname)))
 		return PASS_OVER;
-	if (exists(relation))
+	if (exists(relation) ||
+		pyr_mapping_of(relation->schemaname, relation->relname).is_mapped)
 		return PASS_OVER;
 	note_made(making, relation);
 	return MAKE;
@@ -488,50 +487,6 @@ judge(Making *making, Node *stmt)
 
 /* ---- carrying out ---- */
 
-/*
- * Whose rights the definitions are carried out with.
- */
-static Oid
-database_owner(void)
-{
-	HeapTuple	tuple = SearchSysCache1(DATABASEOID,
-										ObjectIdGetDatum(MyDatabaseId));
-	Oid			owner;
-
-	if (!HeapTupleIsValid(tuple))
-		elog(ERROR, "cache lookup failed for database %u", MyDatabaseId);
-	owner = ((Form_pg_database) GETSTRUCT(tuple))->datdba;
-	ReleaseSysCache(tuple);
-	return owner;
-}
-
-static void
-set_here(const char *name, const char *value)
-{
-	(void) set_config_option(name, value, PGC_USERSET, PGC_S_SESSION,
-							 GUC_ACTION_SAVE, true, 0, false);
-}
-
-static void
-run_sql(const char *sql)
-{
-	MemoryContext context = CurrentMemoryContext;
-	PyrIdentity before = pyr_local_become(database_owner());
-	int			rc;
-
-	/* what is set for applying changes is not for reading whole tables */
-	set_here("enable_seqscan", "on");
-	set_here("plan_cache_mode", "auto");
-	set_here("standard_conforming_strings", "on");
-	set_here("lock_timeout", LOCK_TIMEOUT);
-	rc = SPI_execute(sql, false, 0);
-	if (rc < 0)
-		elog(ERROR, "could not carry out a definition: %s",
-			 SPI_result_code_string(rc));
-	pyr_local_become_again(before);
-	MemoryContextSwitchTo(context); /* SPI leaves its own current */
-}
-
 static void
 keep(Making *making, Kept *kept)
 {
@@ -595,7 +550,8 @@ carry_out(void *arg)
 			break;
 		case MAKE:
 		case ADD:
-			run_sql(pyr_definition_text(definition->sql.data, parsed));
+			pyr_ddl_execute(pyr_definition_text(definition->sql.data, parsed),
+							LOCK_TIMEOUT);
 			making->nmade += part->verdict == MAKE;
 			break;
 		case LATER:
@@ -683,7 +639,7 @@ settle_asked(void)
 
 		if (!table->is_missing)
 			continue;
-		if (OidIsValid(pyr_layout_find(table)))
+		if (OidIsValid(pyr_layout_find(table)) || pyr_table_place(table).is_mapped)
 		{
 			pyr_table_clear_error(table);
 			pyr_table_set_missing(table, false);
@@ -783,7 +739,8 @@ ask(void *arg)
 	{
 		PyrTable   *table = lfirst(cell);
 
-		pyr_table_set_missing(table, !OidIsValid(pyr_layout_find(table)));
+		pyr_table_set_missing(table, !OidIsValid(pyr_layout_find(table)) &&
+							  !pyr_table_place(table).is_mapped);
 		if (table->is_missing)
 			asked = lappend(asked, table);
 	}
@@ -965,7 +922,7 @@ has_to_wait(List *parsed)
 static void
 run_sql_part(void *arg)
 {
-	run_sql(arg);
+	pyr_ddl_execute(arg, LOCK_TIMEOUT);
 }
 
 static void

@@ -28,6 +28,7 @@
 #include "common/config.h"
 #include "executor/spi.h"
 #include "slave/local.h"
+#include "slave/mapping.h"
 #include "slave/sequences.h"
 #include "slave/status.h"
 #include "utils/array.h"
@@ -41,8 +42,9 @@
 /* and so often if it has no sequence, or did not tell */
 #define IDLE_INTERVAL_MS	60000
 
-/* columns of py_log_sequences */
-#define NCOLUMNS			6
+/* columns of py_log_sequences; the first ones go to the statements as they are */
+#define NCOLUMNS			9
+#define NVALUES				6
 
 static bool is_wanted = true;	/* there was work since the last look */
 static TimestampTz looked_at = 0;
@@ -149,34 +151,77 @@ column_array(List *rows, int column)
 }
 
 /*
+ * Parts of where things are here: the sequences by their names, and if their tables
+ * have other names here, these.
+ */
+static void
+place_arrays(List *rows, Datum *schemas, Datum *names, Datum *table_schemas,
+			 Datum *table_names)
+{
+	List	   *places = NIL;
+	ListCell   *cell;
+
+	foreach(cell, rows)
+	{
+		char	  **row = lfirst(cell);
+		char	  **place = palloc0(4 * sizeof(char *));
+
+		if (row[0] != NULL && row[1] != NULL)
+		{
+			PyrPlace	here = pyr_mapping_of(row[0], row[1]);
+
+			place[0] = unconstify(char *, here.schema);
+			place[1] = unconstify(char *, here.table);
+		}
+		if (row[6] != NULL && row[7] != NULL)
+		{
+			PyrPlace	here = pyr_mapping_of(row[6], row[7]);
+
+			place[2] = here.is_mapped ? unconstify(char *, here.schema) : NULL;
+			place[3] = here.is_mapped ? unconstify(char *, here.table) : NULL;
+		}
+		places = lappend(places, place);
+	}
+	*schemas = column_array(places, 0);
+	*names = column_array(places, 1);
+	*table_schemas = column_array(places, 2);
+	*table_names = column_array(places, 3);
+}
+
+/*
  * Runs a statement over "l", the master's sequences beside ours: where ours is, and
- * why it is left alone, if it is.  $7 is the margin, $8 the replica's name.
+ * why it is left alone, if it is.  $7 is the margin, $8 the replica's name.  A
+ * column of a table that has another name here has the sequence that it uses here.
  */
 static void
 run_statement(List *rows, int margin, int expected, const char *statement)
 {
 	MemoryContext context = CurrentMemoryContext;
 	const char *schema = pyr_local_schema();
-	Oid			types[NCOLUMNS + 2];
-	Datum		values[NCOLUMNS + 2];
+	Oid			types[NVALUES + 7];
+	Datum		values[NVALUES + 7];
 
-	for (int i = 0; i < NCOLUMNS; i++)
-	{
+	for (int i = 0; i < NVALUES + 7; i++)
 		types[i] = TEXTARRAYOID;
+	for (int i = 0; i < NVALUES; i++)
 		values[i] = column_array(rows, i);
-	}
-	types[NCOLUMNS] = INT4OID;
-	values[NCOLUMNS] = Int32GetDatum(margin);
-	types[NCOLUMNS + 1] = TEXTOID;
-	values[NCOLUMNS + 1] = CStringGetTextDatum(pyr_local_replica());
+	types[NVALUES] = INT4OID;
+	values[NVALUES] = Int32GetDatum(margin);
+	types[NVALUES + 1] = TEXTOID;
+	values[NVALUES + 1] = CStringGetTextDatum(pyr_local_replica());
+	place_arrays(rows, &values[NVALUES + 2], &values[NVALUES + 3],
+				 &values[NVALUES + 4], &values[NVALUES + 5]);
+	values[NVALUES + 6] = column_array(rows, NCOLUMNS - 1);
 
 	if (SPI_execute_with_args(psprintf("WITH m AS ("
-									   " SELECT u.schemaname, u.sequencename, u.value::bigint, u.is_called::boolean,"
-									   "  u.increment::bigint, u.start::bigint"
-									   "  FROM unnest($1, $2, $3, $4, $5, $6)"
-									   "   AS u (schemaname, sequencename, value, is_called, increment, start)),"
+									   " SELECT u.value::bigint, u.is_called::boolean, u.increment::bigint, u.start::bigint,"
+									   "  u.local_schema, u.local_name, u.table_schema, u.table_name, u.column_name"
+									   "  FROM unnest($1, $2, $3, $4, $5, $6, $9, $10, $11, $12, $13)"
+									   "   AS u (schemaname, sequencename, value, is_called, increment, start, local_schema, local_name, table_schema, table_name, column_name)),"
 									   " l AS MATERIALIZED ("
-									   " SELECT m.*, c.oid AS sequence, s.seqmin, s.seqmax,"
+									   " SELECT m.*, coalesce(cn.nspname, m.local_schema) AS schemaname,"
+									   "  coalesce(c.relname, m.local_name) AS sequencename,"
+									   "  c.oid AS sequence, s.seqmin, s.seqmax,"
 									   "  coalesce(pg_sequence_last_value(c.oid), s.seqstart - s.seqincrement)::numeric AS here,"
 									   "  CASE WHEN s.seqcycle OR EXISTS (SELECT FROM %1$s.py_log_sequence_use o WHERE o.sequence = c.oid)"
 									   "   THEN 0 ELSE $7 END * m.increment::numeric AS margin,"
@@ -190,11 +235,26 @@ run_statement(List *rows, int margin, int expected, const char *statement)
 									   "   THEN 'makes other values than on the master'"
 									   "   WHEN m.value NOT BETWEEN s.seqmin AND s.seqmax"
 									   "   THEN 'has other bounds than on the master' END AS problem"
-									   "  FROM m LEFT JOIN pg_namespace n ON n.nspname = m.schemaname"
-									   "  LEFT JOIN pg_class c ON c.relnamespace = n.oid AND c.relname = m.sequencename AND c.relkind = 'S'"
+									   "  FROM m LEFT JOIN pg_namespace n ON n.nspname = m.local_schema"
+									   "  LEFT JOIN pg_class b ON b.relnamespace = n.oid AND b.relname = m.local_name AND b.relkind = 'S'"
+									   "  LEFT JOIN LATERAL ("
+									   "   SELECT u.sequence FROM pg_namespace tn"
+									   "    JOIN pg_class t ON t.relnamespace = tn.oid AND t.relname = m.table_name"
+									   "    JOIN pg_attribute a ON a.attrelid = t.oid AND a.attname = m.column_name AND NOT a.attisdropped"
+									   "    JOIN LATERAL ("
+									   "     SELECT d.objid AS sequence FROM pg_depend d"
+									   "      WHERE d.classid = 'pg_class'::regclass AND d.refclassid = 'pg_class'::regclass"
+									   "      AND d.refobjid = t.oid AND d.refobjsubid = a.attnum AND d.deptype IN ('a', 'i')"
+									   "     UNION"
+									   "     SELECT d.refobjid FROM pg_attrdef f JOIN pg_depend d ON d.classid = 'pg_attrdef'::regclass AND d.objid = f.oid"
+									   "      WHERE f.adrelid = t.oid AND f.adnum = a.attnum AND d.refclassid = 'pg_class'::regclass) u ON true"
+									   "    JOIN pg_sequence q ON q.seqrelid = u.sequence"
+									   "    WHERE tn.nspname = m.table_schema LIMIT 1) u ON true"
+									   "  LEFT JOIN pg_class c ON c.oid = coalesce(u.sequence, b.oid)"
+									   "  LEFT JOIN pg_namespace cn ON cn.oid = c.relnamespace"
 									   "  LEFT JOIN pg_sequence s ON s.seqrelid = c.oid) %2$s",
 									   schema, statement),
-							  NCOLUMNS + 2, types, values, NULL, false, 0) != expected)
+							  NVALUES + 7, types, values, NULL, false, 0) != expected)
 		elog(ERROR, "could not set sequences");
 	MemoryContextSwitchTo(context); /* SPI leaves its own current */
 }
@@ -314,8 +374,8 @@ pyr_sequences_ask(const char *schema)
 	supplement->what = request;
 	supplement->apply = apply;
 	supplement->refused = refused;
-	supplement->sql = psprintf("SELECT schemaname, sequencename, last_value, is_called, increment, start"
-							   " FROM %s.py_log_sequences();",
+	supplement->sql = psprintf("SELECT schemaname, sequencename, last_value, is_called, increment, start,"
+							   " table_schema, table_name, column_name FROM %s.py_log_sequences();",
 							   schema);
 	MemoryContextSwitchTo(oldcontext);
 	return supplement;

@@ -25,7 +25,9 @@
 #include "executor/spi.h"
 #include "mb/pg_wchar.h"
 #include "slave/conflict.h"
+#include "slave/ddl.h"
 #include "slave/local.h"
+#include "slave/mapping.h"
 #include "slave/skip.h"
 #include "utils/builtins.h"
 #include "utils/memutils.h"
@@ -125,6 +127,15 @@ pyr_skip_is_pending(void)
 }
 
 /*
+ * Whether a change has failed that has not been applied or passed over since.
+ */
+bool
+pyr_skip_has_failure(void)
+{
+	return has_failure;
+}
+
+/*
  * Whether that change is to be passed over.
  */
 bool
@@ -160,6 +171,8 @@ statement_of(PyrChange *change, int encoding)
 	StringInfoData statement;
 	size_t		bytes = bytes_of(change);
 
+	if (bytes > STATEMENT_BYTES_MAX && change->shape->verb == PYR_SQL)
+		return pyr_ddl_describe(change, encoding);
 	if (bytes > STATEMENT_BYTES_MAX)
 		return psprintf("%s %s%s: %zu bytes",
 						change->shape->verb == PYR_INSERT ? "INSERT INTO"
@@ -186,10 +199,11 @@ void
 pyr_skip_record(PyrHistory *history, PyrChange *change, int encoding,
 				const PyrTransaction *transaction)
 {
+	PyrPlace	here = pyr_mapping_of(change->shape->schema, change->shape->table);
 	PyrIncident incident = {
 		.kind = "skipped",
-		.schema = change->shape->schema,
-		.table = change->shape->table,
+		.schema = here.schema,
+		.table = here.table,
 		.outcome = "skipped",
 		.told = "It was passed over, as asked for with pyreplica_skip.",
 		.transaction = transaction
@@ -340,4 +354,33 @@ pyr_failure_keep_count(int64 count)
 
 	(void) run(psprintf("UPDATE %s.pyreplica_failure SET changes = $2::pg_catalog.int8"
 						" WHERE replica = $1", pyr_local_schema()), 1, texts);
+}
+
+/*
+ * Whether there is a failure that has not been overcome yet.
+ */
+bool
+pyr_failure_is_kept(void)
+{
+	return has_failure;
+}
+
+/*
+ * The table whose change has failed; false: there is none.  Needs SPI.
+ */
+bool
+pyr_failure_table(char **schema, char **table)
+{
+	const char *ours = pyr_local_schema();
+
+	if (!has_failure ||
+		run(psprintf("SELECT c.schemaname, c.tablename"
+					 "  FROM %s.pyreplica_failure f"
+					 "  JOIN %s.pyreplica_failure_change c USING (replica, number)"
+					 " WHERE f.replica = $1 AND c.tablename <> ''",
+					 ours, ours), 0, NULL) == 0)
+		return false;
+	*schema = SPI_getvalue(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1);
+	*table = SPI_getvalue(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 2);
+	return true;
 }

@@ -18,6 +18,7 @@
 
 extern void pyr_skip_load(void);
 extern bool pyr_skip_is_pending(void);
+extern bool pyr_skip_has_failure(void);
 extern bool pyr_skip_wants(const PyrTransaction *transaction, int64 number);
 extern void pyr_skip_record(PyrHistory *history, PyrChange *change,
 							int encoding, const PyrTransaction *transaction);
@@ -28,5 +29,7 @@ extern bool pyr_failure_keep(const PyrTransaction *transaction, int64 number,
 extern void pyr_failure_keep_change(int64 number, PyrChange *change,
 									int encoding);
 extern void pyr_failure_keep_count(int64 count);
+extern bool pyr_failure_is_kept(void);
+extern bool pyr_failure_table(char **schema, char **table);
 
 #endif							/* PYR_SKIP_H */

@@ -20,6 +20,14 @@
  * the number of rows.  What it should be is told by the change, by the column
  * that tells which row is later, or by who wrote the row last.
  *
+ * Of a foreign table rows cannot be joined with ours without all of them being
+ * fetched.  Inserts need no join, and postgres_fdw sends as many of them at once as
+ * the server's batch_size says.  Updates and deletes of many rows have all of their
+ * values as parameters, some hundred rows at a time, in a condition and expressions
+ * that it sends as they are: one statement, planned and run over there.  A row whose
+ * update may take it to another partition, of which one is foreign, is deleted and
+ * inserted: nobody would move it.
+ *
  * The plan has to find each row in the table by its key.  The planner would
  * choose otherwise when it believes the table to be small, or the rows to be
  * many; but the table may grow, and a plan that reads all of it for each
@@ -35,6 +43,7 @@
 
 #include "access/tupdesc.h"
 #include "catalog/pg_operator.h"
+#include "catalog/pg_type.h"
 #include "commands/trigger.h"
 #include "common/compat.h"
 #include "executor/spi.h"
@@ -71,6 +80,13 @@
  */
 #define ROWS_PLANNED	100
 
+/*
+ * So many rows of a foreign table are changed by one statement, and with so many
+ * parameters.
+ */
+#define SEVERAL_ROWS	128
+#define SEVERAL_PARAMS	8192
+
 /* when a target has got so many statements, their plans are freed */
 #define PLANS_MAX		256
 
@@ -85,7 +101,8 @@ enum
 	PLACE_UPDATE,
 	PLACE_UPDATE_OLD,
 	PLACE_FORCE_UPDATE,
-	PLACE_DELETE_OLD			/* the form is that of the old values */
+	PLACE_DELETE_OLD,			/* the form is that of the old values */
+	PLACE_VACATE
 };
 
 struct PyrStatement
@@ -106,6 +123,7 @@ struct PyrStatement
 	char	   *nulls;
 	SPIPlanPtr	one;
 	SPIPlanPtr	many;
+	SPIPlanPtr	several;
 	EphemeralNamedRelationData rows;
 };
 
@@ -324,8 +342,8 @@ pyr_statement_operator(Oid operator)
  * Appends "column = value".
  */
 static void
-append_key_condition(StringInfo sql, PyrTarget *target,
-					 PyrTargetColumn *column, const char *value)
+append_condition(StringInfo sql, PyrTarget *target, PyrTargetColumn *column,
+				 const char *what)
 {
 	TypeCacheEntry *type = lookup_type_cache(column->type, TYPECACHE_EQ_OPR);
 
@@ -338,8 +356,14 @@ append_key_condition(StringInfo sql, PyrTarget *target,
 	appendStringInfo(sql, "%st.%s %s %s",
 					 sql->len > 0 ? " AND " : "",
 					 quote_identifier(column->name),
-					 pyr_statement_operator(type->eq_opr),
-					 cast_to_column(value, column));
+					 pyr_statement_operator(type->eq_opr), what);
+}
+
+static void
+append_key_condition(StringInfo sql, PyrTarget *target,
+					 PyrTargetColumn *column, const char *value)
+{
+	append_condition(sql, target, column, cast_to_column(value, column));
 }
 
 /*
@@ -361,15 +385,28 @@ later_condition(PyrTarget *target, PyrTargetColumn *column, const char *one,
 }
 
 /*
+ * Whether the column's values can have more than one image: of those of composite
+ * types, which know of attributes that were dropped or added; and XML, which
+ * may have lost the encoding that it says it has in a dump.
+ */
+static bool
+has_many_images(PyrTargetColumn *column)
+{
+	return column->wire == PYR_WIRE_TEXT || column->source == XMLOID;
+}
+
+/*
  * "the row has those old values", which are the parameters from that number on.
  * Their images are compared, so it does not matter whether their types know of
- * equality, and null is equal to null.
+ * equality, and null is equal to null.  Where that is too strict, their text
+ * counts as well.
  */
 static char *
 same_condition(PyrTarget *target, PyrForm *old_form, int number, bool for_many)
 {
 	StringInfoData here;
 	StringInfoData there;
+	bool		by_text = false;
 
 	initStringInfo(&here);
 	initStringInfo(&there);
@@ -381,10 +418,16 @@ same_condition(PyrTarget *target, PyrForm *old_form, int number, bool for_many)
 						 quote_identifier(column->name));
 		appendStringInfo(&there, "%s%s", i > 0 ? ", " : "",
 						 cast_to_column(parameter(number + i, for_many), column));
+		by_text = by_text || has_many_images(column);
 	}
 	/* of two ROWs as such, SQL would compare each column */
-	return psprintf("CAST(ROW(%s) AS pg_catalog.record) OPERATOR(pg_catalog.*=) ROW(%s)",
-					here.data, there.data);
+	if (!by_text)
+		return psprintf("CAST(ROW(%s) AS pg_catalog.record) OPERATOR(pg_catalog.*=) ROW(%s)",
+						here.data, there.data);
+	return psprintf("(CAST(ROW(%s) AS pg_catalog.record) OPERATOR(pg_catalog.*=) ROW(%s)"
+					" OR CAST(ROW(%s) AS pg_catalog.text) COLLATE pg_catalog.\"C\""
+					" OPERATOR(pg_catalog.=) CAST(ROW(%s) AS pg_catalog.text))",
+					here.data, there.data, here.data, there.data);
 }
 
 /*
@@ -494,6 +537,123 @@ guard(PyrStatement *statement, bool for_many)
 }
 
 /*
+ * Whether it is an update that may take rows of a foreign table elsewhere.
+ */
+static bool
+moves_rows(PyrStatement *statement)
+{
+	return statement->verb == PYR_UPDATE && statement->target->is_foreign &&
+		bms_overlap(statement->form->set, statement->target->routing);
+}
+
+/*
+ * The text of an update of one row as a delete and an insert.
+ */
+static char *
+move_text(PyrStatement *statement, const char *table, const char *condition)
+{
+	PyrTarget  *target = statement->target;
+	StringInfoData columns;
+	StringInfoData values;
+
+	initStringInfo(&columns);
+	initStringInfo(&values);
+	for (int i = 0; i < target->ncolumns; i++)
+	{
+		PyrTargetColumn *column = &target->columns[i];
+		const char *comma = columns.len > 0 ? ", " : "";
+		const char *name = quote_identifier(column->name);
+		int			slot = statement->form->slots[i];
+
+		if (column->is_dropped || column->is_generated)
+			continue;
+		appendStringInfo(&columns, "%s%s", comma, name);
+		appendStringInfo(&values, "%s%s", comma,
+						 slot < 0 ? psprintf("d.%s", name)
+						 : parameter(statement->nkey + slot, false));
+	}
+	return psprintf("WITH d AS (DELETE FROM %s AS t WHERE %s RETURNING t.*)"
+					" INSERT INTO %s (%s) OVERRIDING SYSTEM VALUE SELECT %s FROM d",
+					table, condition, table, columns.data, values.data);
+}
+
+/*
+ * The condition that t has the key of one of several rows, whose parameters come
+ * row by row; which: of that one alone, or -1.
+ */
+static char *
+several_condition(PyrStatement *statement, int nrows, int which)
+{
+	StringInfoData where;
+
+	initStringInfo(&where);
+	for (int row = Max(which, 0); row < (which < 0 ? nrows : which + 1); row++)
+	{
+		StringInfoData key;
+
+		initStringInfo(&key);
+		for (int i = 0; i < statement->nkey; i++)
+			append_key_condition(&key, statement->target, statement->columns[i],
+								 parameter(row * statement->nparams + i, false));
+		appendStringInfo(&where, "%s(%s)", where.len > 0 ? " OR " : "", key.data);
+	}
+	return where.data;
+}
+
+/*
+ * The same for a key of one column, in a way that every index understands.
+ */
+static char *
+several_condition_by_array(PyrStatement *statement, int nrows)
+{
+	PyrTargetColumn *column = statement->columns[0];
+	StringInfoData array;
+	StringInfoData where;
+
+	initStringInfo(&array);
+	initStringInfo(&where);
+	for (int row = 0; row < nrows; row++)
+		appendStringInfo(&array, "%s%s", row > 0 ? ", " : "ANY (ARRAY[",
+						 cast_to_column(parameter(row * statement->nparams, false),
+										column));
+	appendStringInfoString(&array, "])");
+	append_condition(&where, statement->target, column, array.data);
+	return where.data;
+}
+
+/*
+ * The text for so many rows of a foreign table.
+ */
+static char *
+several_text(PyrStatement *statement, int nrows)
+{
+	PyrTarget  *target = statement->target;
+	char	   *condition = statement->nkey == 1
+		? several_condition_by_array(statement, nrows)
+		: several_condition(statement, nrows, -1);
+	char	   *table = pyr_statement_table(target);
+	StringInfoData set;
+
+	if (statement->verb == PYR_DELETE)
+		return psprintf("DELETE FROM %s AS t WHERE %s", table, condition);
+	initStringInfo(&set);
+	for (int i = statement->nkey; i < statement->nset; i++)
+	{
+		PyrTargetColumn *column = statement->columns[i];
+
+		appendStringInfo(&set, "%s%s = CASE", i > statement->nkey ? ", " : "",
+						 quote_identifier(column->name));
+		for (int row = 0; row < nrows; row++)
+			appendStringInfo(&set, " WHEN %s THEN %s",
+							 several_condition(statement, nrows, row),
+							 cast_to_column(parameter(row * statement->nparams + i,
+													  false), column));
+		appendStringInfoString(&set, " END");
+	}
+	return psprintf("UPDATE %s AS t SET %s WHERE %s", table, set.data, condition);
+}
+
+/*
  * The statement's text.
  */
 static char *
@@ -554,12 +714,15 @@ statement_text(PyrStatement *statement, bool for_many)
 							statement->manner == PYR_TRY && target->can_arbitrate
 							? " ON CONFLICT DO NOTHING" : "");
 		case PYR_UPDATE:
+			if (moves_rows(statement))
+				return move_text(statement, table, condition);
 			return psprintf("UPDATE %s AS t SET %s%s%s WHERE %s", table, set.data,
 							for_many ? " FROM " : "", rows, condition);
 		case PYR_DELETE:
 			return psprintf("DELETE FROM %s AS t%s%s WHERE %s", table,
 							for_many ? " USING " : "", rows, condition);
 		case PYR_TRUNCATE:
+		case PYR_SQL:
 			break;
 	}
 	elog(ERROR, "unexpected operation in a statement");
@@ -570,11 +733,8 @@ statement_text(PyrStatement *statement, bool for_many)
  * Makes a plan to keep.
  */
 static SPIPlanPtr
-prepare(PyrStatement *statement, bool for_many)
+prepare_text(PyrStatement *statement, const char *text, int nparams, Oid *types)
 {
-	PyrIdentity before = pyr_local_become(statement->target->owner);
-	const char *text = statement->text ? statement->text :
-		statement_text(statement, for_many);
 	int			options;
 	SPIPlanPtr	plan;
 
@@ -584,12 +744,27 @@ prepare(PyrStatement *statement, bool for_many)
 	 */
 	options = statement->target->relkind == RELKIND_PARTITIONED_TABLE ? 0 :
 		CURSOR_OPT_GENERIC_PLAN;
-	plan = SPI_prepare_cursor(text, for_many ? 0 : statement->nparams,
-							  for_many ? NULL : statement->types, options);
+	plan = SPI_prepare_cursor(text, nparams, types, options);
 	if (plan == NULL)
 		elog(ERROR, "could not prepare \"%s\": %s", text,
 			 SPI_result_code_string(SPI_result));
 	SPI_keepplan(plan);
+	return plan;
+}
+
+/*
+ * The plan for one change, or for many rows that are a relation.
+ */
+static SPIPlanPtr
+prepare(PyrStatement *statement, bool for_many)
+{
+	PyrIdentity before = pyr_local_become(statement->target->owner);
+	const char *text = statement->text ? statement->text :
+		statement_text(statement, for_many);
+	SPIPlanPtr	plan = prepare_text(statement, text,
+									for_many ? 0 : statement->nparams,
+									for_many ? NULL : statement->types);
+
 	pyr_local_become_again(before);
 	return plan;
 }
@@ -680,7 +855,7 @@ free_plans(PyrTarget *target)
 		PyrStatement *statement = lfirst(cell);
 
 		pyr_statement_free(statement);
-		statement->one = statement->many = NULL;
+		statement->one = statement->many = statement->several = NULL;
 	}
 }
 
@@ -722,6 +897,36 @@ pyr_statement_get(PyrTarget *target, PyrVerb verb, PyrForm *form,
 }
 
 /*
+ * The statement that makes room for rows whose key is changed by updates of that
+ * form, if they are there: it deletes those that have the new keys.
+ */
+PyrStatement *
+pyr_statement_vacate(PyrTarget *target, PyrForm *form)
+{
+	void	  **place = &form->statements[PLACE_VACATE];
+	PyrMergeTable *table = target->merge;
+	char	   *relation = pyr_statement_table(target);
+	int			numbers[INDEX_MAX_KEYS];
+	char	   *old_key;
+
+	if (*place != NULL)
+		return *place;
+	for (int i = 0; i < table->nkey; i++)
+	{
+		int			slot = form->slots[table->key[i]];
+
+		numbers[i] = slot < 0 ? i : table->nkey + slot;
+	}
+	old_key = pyr_statement_key(target, NULL);
+	*place = make_statement(target, PYR_UPDATE, form, NULL, PYR_FORCE,
+							psprintf("DELETE FROM %s AS t WHERE %s AND NOT (%s)"
+									 " AND EXISTS (SELECT FROM %s AS t WHERE %s)",
+									 relation, pyr_statement_key(target, numbers),
+									 old_key, relation, old_key));
+	return *place;
+}
+
+/*
  * A query about the row of such a change, with the change's parameters.
  */
 PyrStatement *
@@ -738,6 +943,8 @@ pyr_statement_free(PyrStatement *statement)
 		SPI_freeplan(statement->one);
 	if (statement->many != NULL)
 		SPI_freeplan(statement->many);
+	if (statement->several != NULL)
+		SPI_freeplan(statement->several);
 }
 
 /*
@@ -884,12 +1091,99 @@ read_tables(void)
 }
 
 /*
- * Runs the statement over all of the rows, which have its form.  Each of them
- * should touch so many rows of the table; false: that is not so, and it stopped
- * when that showed.  "between" is called after each batch.
+ * How many rows of a foreign table the statement changes at once; 1: it does not.
  */
-bool
-pyr_statement_rows(PyrStatement *statement, PyrMergeRow **rows, int nrows,
+static int
+several_rows(PyrStatement *statement)
+{
+	return moves_rows(statement) ? 1
+		: Max(Min(SEVERAL_ROWS, SEVERAL_PARAMS / statement->nparams), 1);
+}
+
+/*
+ * Changes so many rows of a foreign table, less than it takes at once perhaps:
+ * then the last one fills up.  Returns the number of rows touched.
+ */
+static uint64
+change_several(PyrStatement *statement, PyrMergeRow **rows, int nrows,
+			   int at_once, int encoding)
+{
+	int			nparams = statement->nparams;
+	Oid		   *types = palloc(at_once * nparams * sizeof(Oid));
+	Datum	   *values = palloc(at_once * nparams * sizeof(Datum));
+	char	   *nulls = palloc(at_once * nparams);
+
+	for (int row = 0; row < at_once; row++)
+	{
+		PyrMergeRow *of = rows[Min(row, nrows - 1)];
+
+		for (int i = 0; i < nparams; i++)
+		{
+			set_parameter(statement, i,
+						  i < statement->nkey ? &of->origin[i]
+						  : &of->values[i - statement->nkey], encoding);
+			types[row * nparams + i] = statement->types[i];
+			values[row * nparams + i] = statement->values[i];
+			nulls[row * nparams + i] = statement->isnull[i] ? 'n' : ' ';
+		}
+	}
+	if (statement->several == NULL)
+		statement->several = prepare_text(statement,
+										  several_text(statement, at_once),
+										  at_once * nparams, types);
+	execute_plan(statement, statement->several, values, nulls);
+	return SPI_processed;
+}
+
+/*
+ * The same as pyr_statement_rows for changes of a foreign table's rows.
+ */
+static bool
+change_foreign_rows(PyrStatement *statement, PyrMergeRow **rows, int nrows,
+					int touches, int encoding, void (*between) (void))
+{
+	MemoryContext context = AllocSetContextCreate(CurrentMemoryContext,
+												  "pyreplica rows",
+												  ALLOCSET_DEFAULT_SIZES);
+	MemoryContext oldcontext = MemoryContextSwitchTo(context);
+	int			at_once = several_rows(statement);
+	bool		is_right = true;
+
+	for (int done = 0; done < nrows && is_right; done += at_once)
+	{
+		int			n = Min(nrows - done, at_once);
+		uint64		touched;
+
+		CHECK_FOR_INTERRUPTS();
+		if (at_once == 1)
+		{
+			PyrRowChange change = {
+				.key = rows[done]->origin, .values = rows[done]->values
+			};
+
+			touched = pyr_statement_change(statement, &change, encoding);
+		}
+		else
+		{
+			PyrIdentity before = pyr_local_become(statement->target->owner);
+
+			touched = change_several(statement, rows + done, n, at_once, encoding);
+			pyr_local_become_again(before);
+		}
+		is_right = touches < 0 || touched == (uint64) n * touches;
+		MemoryContextReset(context);
+		between();
+	}
+	MemoryContextSwitchTo(oldcontext);
+	MemoryContextDelete(context);
+	return is_right;
+}
+
+/*
+ * The same as pyr_statement_rows, with the rows as a relation.
+ */
+static bool
+change_as_relation(PyrStatement *statement, PyrMergeRow **rows, int nrows,
 				   int touches, int encoding, void (*between) (void))
 {
 	MemoryContext context = AllocSetContextCreate(CurrentMemoryContext,
@@ -941,6 +1235,21 @@ pyr_statement_rows(PyrStatement *statement, PyrMergeRow **rows, int nrows,
 	MemoryContextSwitchTo(oldcontext);
 	MemoryContextDelete(context);
 	return is_right;
+}
+
+/*
+ * Runs the statement over all of the rows, which have its form.  Each of them
+ * should touch so many rows of the table (-1: that does not matter); false: that is
+ * not so, and it stopped when that showed.  "between" is called after each batch.
+ */
+bool
+pyr_statement_rows(PyrStatement *statement, PyrMergeRow **rows, int nrows,
+				   int touches, int encoding, void (*between) (void))
+{
+	if (statement->target->is_foreign && statement->verb != PYR_INSERT)
+		return change_foreign_rows(statement, rows, nrows, touches, encoding,
+								   between);
+	return change_as_relation(statement, rows, nrows, touches, encoding, between);
 }
 
 /*

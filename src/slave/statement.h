@@ -38,6 +38,7 @@ typedef struct PyrRowChange
 extern PyrStatement *pyr_statement_get(PyrTarget *target, PyrVerb verb,
 									   PyrForm *form, PyrForm *old_form,
 									   PyrManner manner);
+extern PyrStatement *pyr_statement_vacate(PyrTarget *target, PyrForm *form);
 extern PyrStatement *pyr_statement_query(PyrTarget *target, PyrVerb verb,
 										 PyrForm *form, PyrForm *old_form,
 										 const char *text);

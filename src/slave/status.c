@@ -19,8 +19,10 @@
 
 #include "access/xact.h"
 #include "common/compat.h"
+#include "common/encoding.h"
 #include "commands/dbcommands.h"
 #include "funcapi.h"
+#include "mb/pg_wchar.h"
 #include "miscadmin.h"
 #include "pgstat.h"
 #include "pyreplica.h"
@@ -63,6 +65,7 @@ typedef struct ReplicaStatus
 	int64		fallbacks;
 	int64		conflicts;
 	int64		errors;
+	int			encoding;		/* of the database that last_error is from */
 	char		last_error[ERROR_LEN];
 	TimestampTz last_error_at;
 
@@ -362,7 +365,8 @@ pyr_status_error(PyrState state, const char *message)
 	LWLockAcquire(status->lock, LW_EXCLUSIVE);
 	status->state = state;
 	status->errors++;
-	strlcpy(status->last_error, message, sizeof(status->last_error));
+	pyr_encoding_copy(status->last_error, message, sizeof(status->last_error));
+	status->encoding = GetDatabaseEncoding();
 	status->last_error_at = GetCurrentTimestamp();
 	LWLockRelease(status->lock);
 }
@@ -420,7 +424,7 @@ pyr_status_verify_served(uint64 number, const char *error)
 	if (number > status->verify_served)
 	{
 		status->verify_served = number;
-		strlcpy(status->verify_error, error ? error : "",
+		pyr_encoding_copy(status->verify_error, error ? error : "",
 				sizeof(status->verify_error));
 	}
 	LWLockRelease(status->lock);
@@ -450,7 +454,7 @@ pyr_status_sync_served(uint64 number, const char *error)
 {
 	LWLockAcquire(status->lock, LW_EXCLUSIVE);
 	status->sync_served = Max(status->sync_served, number);
-	strlcpy(status->sync_error, error ? error : "", sizeof(status->sync_error));
+	pyr_encoding_copy(status->sync_error, error ? error : "", sizeof(status->sync_error));
 	LWLockRelease(status->lock);
 	ConditionVariableBroadcast(&status->served);
 }
@@ -603,7 +607,9 @@ show_place(ReplicaStatus *place, ReturnSetInfo *rsinfo)
 	values[12] = Int64GetDatum(copy.fallbacks);
 	values[13] = Int64GetDatum(copy.conflicts);
 	values[14] = Int64GetDatum(copy.errors);
-	set_text(&values[15], &isnull[15], copy.last_error);
+	set_text(&values[15], &isnull[15],
+			 pyr_encoding_show(copy.last_error, strlen(copy.last_error),
+							   copy.encoding, NULL));
 	set_timestamp(&values[16], &isnull[16], copy.last_error_at);
 	tuplestore_putvalues(rsinfo->setResult, rsinfo->setDesc, values, isnull);
 }

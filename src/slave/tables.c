@@ -16,6 +16,7 @@
  * A table with another log trigger than before may have been changed while it
  * had none; it is copied anew, over what is there.  So is a table with another
  * name: changes since it got that name were made to a table that we did not know.
+ * (If it was given that name by a statement that was passed on, we know it.)
  * So is one of which other rows or columns are logged than before; changes tell
  * that themselves, too, as they can come before the list that does.
  *
@@ -24,14 +25,17 @@
 #include "postgres.h"
 
 #include "access/xact.h"
+#include "catalog/namespace.h"
 #include "catalog/pg_type.h"
 #include "common/config.h"
 #include "executor/spi.h"
 #include "slave/local.h"
+#include "slave/policy.h"
 #include "slave/tables.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
 #include "utils/hsearch.h"
+#include "utils/lsyscache.h"
 #include "utils/memutils.h"
 #include "utils/timestamp.h"
 
@@ -49,7 +53,28 @@ static int	nmissing = 0;		/* those that do not exist here, of these */
 static uint64 nfinished = 0;	/* so many times one stopped to be unfinished */
 static bool is_list_wanted = true;
 static bool any_begun_anew = false; /* while this window was applied */
+static List *swaps = NIL;		/* Swap, while it was applied */
 static TimestampTz listed_at = 0;
+
+/* two names, of which at least one belongs to a table that has got the other */
+typedef struct Swap
+{
+	PyrTableName a;
+	PyrTableName b;
+} Swap;
+
+/* a table that is here, and the name that it is followed by */
+typedef struct Named
+{
+	Oid			relid;
+	PyrTableName name;
+} Named;
+
+struct PyrTableNames
+{
+	int			n;
+	Named	   *named;
+};
 
 static const char *const state_words[] = {
 	[PYR_TABLE_WAITING] = "waiting",
@@ -131,13 +156,62 @@ replace_string(char **place, const char *value)
 }
 
 /*
- * The table's name, for statements.
+ * The master's table's name, for statements there.
  */
 const char *
 pyr_table_qualified(PyrTable *table)
 {
 	return quote_qualified_identifier(NameStr(table->name.schema),
 									  NameStr(table->name.table));
+}
+
+PyrPlace
+pyr_table_place(PyrTable *table)
+{
+	return pyr_mapping_of(NameStr(table->name.schema),
+						  NameStr(table->name.table));
+}
+
+/*
+ * The slave's table's name, for statements here.
+ */
+const char *
+pyr_table_here(PyrTable *table)
+{
+	PyrPlace	place = pyr_table_place(table);
+
+	return quote_qualified_identifier(place.schema, place.table);
+}
+
+static bool
+is_at(PyrTable *table, const char *schema, const char *tablename)
+{
+	PyrPlace	place = pyr_table_place(table);
+
+	return strcmp(place.table, tablename) == 0 &&
+		strcmp(place.schema, schema) == 0;
+}
+
+/*
+ * The other tables of the master that are the same one here.
+ */
+List *
+pyr_table_sharers(PyrTable *table)
+{
+	HASH_SEQ_STATUS status;
+	PyrPlace	place = pyr_table_place(table);
+	PyrTable   *other;
+	List	   *sharers = NIL;
+
+	/* without a mapping of its own it may be another one's place */
+	hash_seq_init(&status, tables);
+	while ((other = hash_seq_search(&status)) != NULL)
+	{
+		if (other != table && other->state != PYR_TABLE_UNKNOWN &&
+			is_at(other, place.schema, place.table))
+			sharers = lappend(sharers, other);
+	}
+	return sharers;
 }
 
 /*
@@ -346,6 +420,27 @@ pyr_tables_begin_anew(void)
 }
 
 /*
+ * The table is to be copied over what is here, and so is every other one that is
+ * the same here; but nothing is here any more.  So all of them are copied as if for
+ * the first time.  Needs SPI.
+ */
+void
+pyr_table_begin_together(PyrTable *table)
+{
+	List	   *together = lappend(pyr_table_sharers(table), table);
+	ListCell   *cell;
+
+	foreach(cell, together)
+	{
+		PyrTable   *one = lfirst(cell);
+
+		pyr_table_begin_anew(one);
+		one->is_resync = false;
+		pyr_table_store(one);
+	}
+}
+
+/*
  * Whether changes of that filter are about the rows that are here, or will be.  If
  * not, the table has to begin anew, and has the filter from now on.
  */
@@ -359,6 +454,29 @@ pyr_table_has_filter(PyrTable *table, uint32 filter)
 }
 
 /*
+ * What is known of the two tables changes hands; it does not know its name.
+ */
+static void
+swap_contents(Swap *swap)
+{
+	PyrTable   *a = get_table(NameStr(swap->a.schema), NameStr(swap->a.table));
+	PyrTable   *b = get_table(NameStr(swap->b.schema), NameStr(swap->b.table));
+	PyrTable	content = *a;
+
+	*a = *b;
+	*b = content;
+	a->name = swap->a;
+	b->name = swap->b;
+}
+
+static void
+forget_swaps(void)
+{
+	list_free_deep(swaps);
+	swaps = NIL;
+}
+
+/*
  * A window is about to be applied.
  */
 void
@@ -367,6 +485,7 @@ pyr_tables_begin_window(void)
 	HASH_SEQ_STATUS status;
 	PyrTable   *table;
 
+	forget_swaps();
 	if (!any_begun_anew)
 		return;
 	any_begun_anew = false;
@@ -376,8 +495,8 @@ pyr_tables_begin_window(void)
 }
 
 /*
- * A part of the window was rolled back, and with it what was written of tables
- * that it made begin anew.  They do so all the same.  Needs SPI.
+ * Something was rolled back, and with it what was written of tables that the window
+ * made begin anew.  They do so all the same.  Needs SPI.
  */
 void
 pyr_tables_store_begun_anew(void)
@@ -396,6 +515,154 @@ pyr_tables_store_begun_anew(void)
 }
 
 /*
+ * A part of the window was rolled back, and with it the names that tables had got,
+ * and what was written of those that it made begin anew.  Needs SPI.
+ */
+void
+pyr_tables_roll_back(void)
+{
+	if (swaps != NIL)
+	{
+		for (int i = list_length(swaps) - 1; i >= 0; i--)
+			swap_contents(list_nth(swaps, i));
+		forget_swaps();
+		pyr_policy_load();
+	}
+	pyr_tables_store_begun_anew();
+}
+
+/*
+ * Which of the tables here are followed, by what names.  Statements are about names
+ * as the master has them, so not those that are called otherwise here.  In the current
+ * memory context.
+ */
+PyrTableNames *
+pyr_tables_note_names(void)
+{
+	PyrTableNames *names = palloc(sizeof(PyrTableNames));
+	HASH_SEQ_STATUS status;
+	PyrTable   *table;
+
+	names->n = 0;
+	names->named = palloc((hash_get_num_entries(tables) + 1) * sizeof(Named));
+	hash_seq_init(&status, tables);
+	while ((table = hash_seq_search(&status)) != NULL)
+	{
+		PyrPlace	place = pyr_table_place(table);
+		Oid			namespace = get_namespace_oid(place.schema, true);
+		Oid			relid = OidIsValid(namespace) && !place.is_mapped
+			? get_relname_relid(place.table, namespace) : InvalidOid;
+
+		if (table->state != PYR_TABLE_UNKNOWN && OidIsValid(relid))
+			names->named[names->n++] = (Named) {relid, table->name};
+	}
+	return names;
+}
+
+static bool
+is_same_name(const PyrTableName *a, const PyrTableName *b)
+{
+	return memcmp(a, b, sizeof(PyrTableName)) == 0;
+}
+
+/*
+ * The name that a table has here now.  False: it is gone.
+ */
+static bool
+name_of(Oid relid, PyrTableName *name)
+{
+	char	   *relname = get_rel_name(relid);
+	char	   *schema = relname ? get_namespace_name(get_rel_namespace(relid)) : NULL;
+
+	if (schema == NULL)
+		return false;
+	*name = pyr_table_name(schema, relname);
+	return true;
+}
+
+/*
+ * The same for what is written down by the names: exchanges them.
+ */
+static void
+store_swap(Swap *swap)
+{
+	static const char *const written[][2] = {
+		{"pyreplica_table", "t.replica = $1 AND"},
+		{"pyreplica_conflict_resolution", ""},
+	};
+	Oid			types[5] = {TEXTOID, TEXTOID, TEXTOID, TEXTOID, TEXTOID};
+	Datum		values[5] = {
+		CStringGetTextDatum(replica_name),
+		CStringGetTextDatum(NameStr(swap->a.schema)),
+		CStringGetTextDatum(NameStr(swap->a.table)),
+		CStringGetTextDatum(NameStr(swap->b.schema)),
+		CStringGetTextDatum(NameStr(swap->b.table))
+	};
+
+	/* an empty name is in the way of nobody */
+	for (size_t i = 0; i < lengthof(written); i++)
+	{
+		static const char *const steps[] = {
+			"SET schemaname = '', tablename = '' WHERE %s t.schemaname = $2 AND t.tablename = $3",
+			"SET schemaname = $2, tablename = $3 WHERE %s t.schemaname = $4 AND t.tablename = $5",
+			"SET schemaname = $4, tablename = $5 WHERE %s t.schemaname = '' AND t.tablename = ''",
+		};
+
+		for (size_t step = 0; step < lengthof(steps); step++)
+		{
+			StringInfoData sql;
+
+			initStringInfo(&sql);
+			appendStringInfo(&sql, "UPDATE %s.%s AS t ", pyr_local_schema(), written[i][0]);
+			appendStringInfo(&sql, steps[step], written[i][1]);
+			if (SPI_execute_with_args(sql.data, 5, types, values, NULL, false, 0) != SPI_OK_UPDATE)
+				elog(ERROR, "could not write %s", written[i][0]);
+		}
+	}
+}
+
+/*
+ * A statement that the master passed on has been carried out since the names were
+ * noted.  Tables that it has given other names are the same to us: they have the log
+ * trigger that they had.  Needs SPI.
+ */
+void
+pyr_tables_follow_names(PyrTableNames *names)
+{
+	MemoryContext caller = CurrentMemoryContext;
+	bool		any = false;
+
+	for (int i = 0; i < names->n; i++)
+	{
+		Named	   *named = &names->named[i];
+		PyrTableName now;
+		MemoryContext oldcontext;
+		Swap	   *swap;
+
+		if (!name_of(named->relid, &now) || is_same_name(&now, &named->name))
+			continue;
+		oldcontext = MemoryContextSwitchTo(context);
+		swap = palloc(sizeof(Swap));
+		*swap = (Swap) {named->name, now};
+		swaps = lappend(swaps, swap);
+		MemoryContextSwitchTo(oldcontext);
+		swap_contents(swap);
+		store_swap(swap);
+		any = true;
+
+		/* what had the other name has this one for now */
+		for (int j = i + 1; j < names->n; j++)
+		{
+			if (is_same_name(&names->named[j].name, &now))
+				names->named[j].name = swap->a;
+		}
+	}
+	if (any)
+		pyr_policy_load();
+	MemoryContextSwitchTo(caller);	/* SPI leaves its own current */
+}
+
+/*
  * Asks the master for the tables' triggers.
  */
 const char *
@@ -403,6 +670,38 @@ pyr_tables_triggers_sql(const char *schema)
 {
 	return psprintf("SELECT schemaname::text, tablename::text, trigger::text, filter::text FROM %s.py_log_tables",
 					schema);
+}
+
+/*
+ * Asks the master for the columns that a table has there now.
+ */
+const char *
+pyr_tables_columns_sql(const char *schema, const char *tablename)
+{
+	return psprintf("SELECT a.attname::pg_catalog.text FROM pg_catalog.pg_attribute a"
+					"  JOIN pg_catalog.pg_class c ON c.oid = a.attrelid"
+					"  JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace"
+					" WHERE n.nspname = %s AND c.relname = %s"
+					"   AND a.attnum > 0 AND NOT a.attisdropped",
+					quote_literal_cstr(schema), quote_literal_cstr(tablename));
+}
+
+/*
+ * Takes them in.
+ */
+void
+pyr_tables_take_columns(const char *schema, const char *tablename, List *rows)
+{
+	PyrTable   *table = get_table(schema, tablename);
+	MemoryContext oldcontext = MemoryContextSwitchTo(context);
+	ListCell   *cell;
+
+	table->is_described = true;
+	table->columns_there = palloc((list_length(rows) + 1) * sizeof(char *));
+	table->ncolumns_there = 0;
+	foreach(cell, rows)
+		table->columns_there[table->ncolumns_there++] = pstrdup(((char **) lfirst(cell))[0]);
+	MemoryContextSwitchTo(oldcontext);
 }
 
 /*
@@ -691,14 +990,24 @@ pyr_tables_is_followed(const char *schema, const char *tablename)
 }
 
 /*
- * Whether rows of the table are still to come.
+ * Whether rows of the slave's table of that name are still to come.
  */
 bool
 pyr_tables_is_unfinished(const char *schema, const char *tablename)
 {
-	PyrTable   *table = find_table(schema, tablename);
+	HASH_SEQ_STATUS status;
+	PyrTable   *table;
+	bool		is_one = false;
 
-	return table != NULL && is_unfinished(table);
+	if (nunfinished == 0)
+		return false;
+	hash_seq_init(&status, tables);
+	while ((table = hash_seq_search(&status)) != NULL)
+	{
+		if (is_unfinished(table) && is_at(table, schema, tablename))
+			is_one = true;
+	}
+	return is_one;
 }
 
 /*
@@ -730,7 +1039,7 @@ pyr_tables_waiting(void)
 }
 
 /*
- * The tables that are ready, or the one of that name if it is.
+ * The tables that are ready, or those of them that have that name here.
  */
 List *
 pyr_tables_ready(const char *schema, const char *tablename)
@@ -744,9 +1053,7 @@ pyr_tables_ready(const char *schema, const char *tablename)
 	{
 		if (table->state != PYR_TABLE_READY)
 			continue;
-		if (tablename[0] == '\0' ||
-			(strcmp(NameStr(table->name.schema), schema) == 0 &&
-			 strcmp(NameStr(table->name.table), tablename) == 0))
+		if (tablename[0] == '\0' || is_at(table, schema, tablename))
 			ready = lappend(ready, table);
 	}
 	return ready;

@@ -11,6 +11,7 @@
 #include "common/decode.h"
 #include "datatype/timestamp.h"
 #include "nodes/pg_list.h"
+#include "slave/mapping.h"
 #include "utils/elog.h"
 
 typedef enum PyrTableState
@@ -54,8 +55,16 @@ typedef struct PyrTable
 	TimestampTz retry_at;
 	int			retry_ms;
 
+	/* the columns that it has there, if that was asked */
+	bool		is_described;
+	char	  **columns_there;
+	int			ncolumns_there; /* 0: there is no such table */
+
 	void	   *user;			/* copy.c's */
 } PyrTable;
+
+/* the tables' OIDs here, and so their names, at some time */
+typedef struct PyrTableNames PyrTableNames;
 
 extern PyrTableName pyr_table_name(const char *schema, const char *tablename);
 extern void pyr_tables_load(const char *replica);
@@ -63,10 +72,16 @@ extern void pyr_tables_take_requests(void);
 extern void pyr_tables_forget_all(const char *replica);
 extern const char *pyr_tables_triggers_sql(const char *schema);
 extern void pyr_tables_take_triggers(List *rows);
+extern const char *pyr_tables_columns_sql(const char *schema, const char *table);
+extern void pyr_tables_take_columns(const char *schema, const char *table,
+									List *rows);
 extern void pyr_table_begin_anew(PyrTable *table);
 extern void pyr_tables_begin_anew(void);
 extern void pyr_tables_begin_window(void);
 extern void pyr_tables_store_begun_anew(void);
+extern void pyr_tables_roll_back(void);
+extern PyrTableNames *pyr_tables_note_names(void);
+extern void pyr_tables_follow_names(PyrTableNames *names);
 extern void pyr_table_set_key(PyrTable *table, const char *key);
 extern bool pyr_table_has_filter(PyrTable *table, uint32 filter);
 extern PyrTable *pyr_tables_of_shape(PyrShape *shape);
@@ -89,6 +104,10 @@ extern long pyr_tables_due_ms(void);
 extern void pyr_tables_retry(void);
 extern bool pyr_table_has_stale_rows(PyrTable *table);
 extern const char *pyr_table_qualified(PyrTable *table);
+extern PyrPlace pyr_table_place(PyrTable *table);
+extern const char *pyr_table_here(PyrTable *table);
+extern List *pyr_table_sharers(PyrTable *table);
+extern void pyr_table_begin_together(PyrTable *table);
 extern void pyr_table_set_state(PyrTable *table, PyrTableState state);
 extern void pyr_table_set_bookmark(PyrTable *table, char **bookmark, int n);
 extern void pyr_table_clear_error(PyrTable *table);

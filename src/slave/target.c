@@ -4,10 +4,12 @@
  *	  Where changes go on the slave: the table, its columns, and how its
  *	  changes may be applied.
  *
- * Tables and columns are found by name.  A value that travelled in binary is
+ * Tables and columns are found by name; a table's may be another one here, see
+ * mapping.c, and several tables of the master's may be one here.  A value that travelled in binary is
  * a parameter of the master's type: if the column here has another one, the
  * server casts it, where it has an assignment cast.  A value that travelled
- * as text goes through the input function of the column here.
+ * as text goes through the input function of the column here; so does one that is
+ * text, if there is no such cast.
  *
  * A table without a key on the master is found by all columns that are logged of it,
  * and of equal rows one is taken by its place; so it must be a table that has its
@@ -28,8 +30,11 @@
  *   cascade passes the net effect on.)
  * - under an exclusion constraint, or with a key that is not unique at any
  *   time on both sides, or computed here, changes of the table have to come one
- *   by one, in order, but apart from those of others.  So do those of foreign
- *   tables, where a statement with a join would fetch the whole table.
+ *   by one, in order, but apart from those of others.
+ * - foreign tables of postgres_fdw take sets, by statements that are sent as they
+ *   are (see statement.c), if the key has types that are built in.  How others work
+ *   is not known, so there changes come one by one as well.  That the key tells rows
+ *   apart is not known of any of them, but taken for granted.
  *
  *-------------------------------------------------------------------------
  */
@@ -37,6 +42,7 @@
 
 #include "access/htup_details.h"
 #include "access/relation.h"
+#include "access/transam.h"
 #include "catalog/catalog.h"
 #include "catalog/dependency.h"
 #include "catalog/namespace.h"
@@ -49,7 +55,10 @@
 #include "commands/extension.h"
 #include "commands/trigger.h"
 #include "common/compat.h"
+#include "common/config.h"
+#include "common/encoding.h"
 #include "common/keys.h"
+#include "foreign/foreign.h"
 #include "mb/pg_wchar.h"
 #include "miscadmin.h"
 #include "parser/parse_coerce.h"
@@ -57,6 +66,7 @@
 #include "rewrite/prs2lock.h"
 #include "slave/author.h"
 #include "slave/local.h"
+#include "slave/mapping.h"
 #include "slave/statement.h"
 #include "slave/target.h"
 #include "utils/builtins.h"
@@ -64,6 +74,7 @@
 #include "utils/inval.h"
 #include "utils/lsyscache.h"
 #include "utils/memutils.h"
+#include "utils/partcache.h"
 #include "utils/rel.h"
 #include "utils/syscache.h"
 
@@ -169,25 +180,59 @@ pyr_target_is_protected(Oid namespace, Oid relid)
 		 extension == get_extension_oid(PYR_EXTENSION, true));
 }
 
+/*
+ * The relation of that name; InvalidOid: there is none.
+ */
 static Oid
-find_table(PyrShape *shape)
+relation_at(PyrPlace place)
 {
-	Oid			namespace = get_namespace_oid(shape->schema, true);
-	Oid			relid = InvalidOid;
+	Oid			namespace = get_namespace_oid(place.schema, true);
 
-	if (OidIsValid(namespace))
-		relid = get_relname_relid(shape->table, namespace);
+	return OidIsValid(namespace)
+		? get_relname_relid(place.table, namespace) : InvalidOid;
+}
+
+/*
+ * An errdetail, if the table has another name here.
+ */
+static int
+detail_of_mapping(PyrShape *shape)
+{
+	const char *words = pyr_mapping_words(shape->schema, shape->table);
+
+	return words ? errdetail("%s", words) : 0;
+}
+
+/*
+ * The slave's table for changes of that shape.
+ */
+static Oid
+find_table(PyrShape *shape, PyrPlace *place)
+{
+	Oid			relid;
+
+	*place = pyr_mapping_of(shape->schema, shape->table);
+	relid = relation_at(*place);
+
+	/* the table may have got another name just now, and with it another mapping */
+	if (!OidIsValid(relid) && pyr_mapping_refresh())
+	{
+		invalidate(all_targets);
+		*place = pyr_mapping_of(shape->schema, shape->table);
+		relid = relation_at(*place);
+	}
 	if (!OidIsValid(relid))
 		ereport(ERROR,
 				(errcode(ERRCODE_UNDEFINED_TABLE),
 				 errmsg("the master's table \"%s.%s\" does not exist on the slave",
 						shape->schema, shape->table),
+				 detail_of_mapping(shape),
 				 errhint("Create it here, with the rows that the master's had before its log trigger was created, or drop its trigger on the master with py_log_drop_tg.")));
-	if (pyr_target_is_protected(namespace, relid))
+	if (pyr_target_is_protected(get_rel_namespace(relid), relid))
 		ereport(ERROR,
 				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
 				 errmsg("the master may not change \"%s.%s\" on the slave",
-						shape->schema, shape->table),
+						place->schema, place->table),
 				 errdetail("It belongs to the slave's own server, or to pyreplica.")));
 	return relid;
 }
@@ -217,9 +262,28 @@ find_column(PyrTarget *target, PyrShape *shape, const char *name)
 				(errcode(ERRCODE_UNDEFINED_COLUMN),
 				 errmsg("column \"%s\" of the master's table \"%s.%s\" does not exist on the slave",
 						name, shape->schema, shape->table),
+				 detail_of_mapping(shape),
 				 errhint("Add the column to the slave's table \"%s.%s\".",
-						 shape->schema, shape->table)));
+						 target->schema, target->table)));
 	return number;
+}
+
+static bool
+can_assign(Oid source, Oid destination)
+{
+	return getBaseType(destination) == source ||
+		can_coerce_type(1, &source, &destination, COERCION_ASSIGNMENT);
+}
+
+/*
+ * Whether a value that is text becomes one of another type by being read as one.
+ */
+static bool
+is_read_from_text(Oid source, Oid destination)
+{
+	return pyr_wire_of_type(source) == PYR_WIRE_STRING &&
+		TypeCategory(source) == TYPCATEGORY_STRING &&
+		!can_assign(source, destination);
 }
 
 /*
@@ -232,7 +296,7 @@ learn_column(PyrTarget *target, PyrShape *shape, PyrTargetColumn *column,
 	Oid			function;
 	Oid			destination = column->type;
 
-	if (!OidIsValid(source))
+	if (!OidIsValid(source) || is_read_from_text(source, destination))
 	{
 		column->wire = PYR_WIRE_TEXT;
 		column->param_type = destination;
@@ -249,8 +313,7 @@ learn_column(PyrTarget *target, PyrShape *shape, PyrTargetColumn *column,
 					 errmsg("column \"%s\" of the master's table \"%s.%s\" has type %u, which cannot be read here",
 							column->name, shape->schema, shape->table, source),
 					 errhint("The master may run a newer version of pyreplica.")));
-		if (getBaseType(destination) != source &&
-			!can_coerce_type(1, &source, &destination, COERCION_ASSIGNMENT))
+		if (!can_assign(source, destination))
 			ereport(ERROR,
 					(errcode(ERRCODE_DATATYPE_MISMATCH),
 					 errmsg("column \"%s\" of table \"%s.%s\" has type %s on the master and type %s on the slave",
@@ -347,6 +410,61 @@ fires_as_origin(Relation rel)
 }
 
 /*
+ * Whether the foreign table is one of postgres_fdw.
+ */
+static bool
+is_of_postgres_fdw(Relation rel)
+{
+	ForeignServer *server = GetForeignServer(GetForeignTable(RelationGetRelid(rel))->serverid);
+	ForeignDataWrapper *wrapper = GetForeignDataWrapper(server->fdwid);
+	Oid			extension;
+
+	if (!OidIsValid(wrapper->fdwhandler))
+		return false;
+	extension = getExtensionOfObject(ProcedureRelationId, wrapper->fdwhandler);
+	return OidIsValid(extension) &&
+		extension == get_extension_oid("postgres_fdw", true);
+}
+
+/*
+ * Whether the table, or a part of it, is a foreign one.
+ */
+bool
+pyr_target_is_foreign(Oid relid)
+{
+	ListCell   *cell;
+
+	foreach(cell, find_all_inheritors(relid, AccessShareLock, NULL))
+	{
+		if (get_rel_relkind(lfirst_oid(cell)) == RELKIND_FOREIGN_TABLE)
+			return true;
+	}
+	return false;
+}
+
+/*
+ * The columns that tell where in the partitioned table a row goes.
+ */
+static Bitmapset *
+routing_columns(PyrTarget *target, Relation rel)
+{
+	PartitionKey key = RelationGetPartitionKey(rel);
+	Bitmapset  *columns = NULL;
+
+	for (int i = 0; i < get_partition_natts(key); i++)
+	{
+		AttrNumber	attnum = get_partition_col_attnum(key, i);
+
+		/* if it is an expression, all may */
+		if (attnum == InvalidAttrNumber)
+			return bms_add_range(NULL, 0, target->ncolumns);
+		columns = bms_add_member(columns,
+								 column_number(target, NameStr(TupleDescAttr(RelationGetDescr(rel), attnum - 1)->attname)));
+	}
+	return columns;
+}
+
+/*
  * The route for what one relation, a table or partition, says.
  */
 static PyrRoute
@@ -361,7 +479,9 @@ route_of_relation(Relation rel)
 			return pyr_has_exclusion(rel) ? PYR_ROUTE_ORDERED : PYR_ROUTE_SETS;
 
 		case RELKIND_FOREIGN_TABLE:
-			return is_watched(rel) ? PYR_ROUTE_AT_ONCE : PYR_ROUTE_ORDERED;
+			if (is_watched(rel))
+				return PYR_ROUTE_AT_ONCE;
+			return is_of_postgres_fdw(rel) ? PYR_ROUTE_SETS : PYR_ROUTE_ORDERED;
 
 		default:
 			return PYR_ROUTE_AT_ONCE;
@@ -416,6 +536,11 @@ look_at_members(PyrTarget *target)
 			target->is_local = false;
 		if (!can_arbitrate(rel))
 			target->can_arbitrate = false;
+		if (rel->rd_rel->relkind == RELKIND_FOREIGN_TABLE)
+			target->is_foreign = true;
+		if (rel->rd_rel->relkind == RELKIND_PARTITIONED_TABLE)
+			target->routing = bms_join(target->routing,
+									   routing_columns(target, rel));
 		target->is_forwarded = target->is_forwarded || is_forwarded(rel);
 		if (lfirst_oid(cell) == target->relid)
 			linked = pyr_unique_columns(rel);
@@ -467,6 +592,20 @@ whole_row(PyrTarget *target)
 }
 
 /*
+ * Whether conditions on the key can be sent to another server.
+ */
+static bool
+is_key_built_in(PyrTarget *target, const AttrNumber *key, int nkey)
+{
+	for (int i = 0; i < nkey; i++)
+	{
+		if (target->columns[key[i] - 1].type >= FirstGenbkiObjectId)
+			return false;
+	}
+	return true;
+}
+
+/*
  * Whether the key tells rows apart at any time, and says where a row goes: a
  * unique index looks at it at once, no table inherits from this one and has
  * rows with the same keys, and no part of it is computed here.
@@ -481,6 +620,8 @@ is_key_followed(PyrTarget *target, Relation rel, const AttrNumber *key, int nkey
 	}
 	if (target->relkind == RELKIND_RELATION && rel->rd_rel->relhassubclass)
 		return false;
+	if (target->is_foreign)
+		return is_key_built_in(target, key, nkey);
 	return nkey == 0 || pyr_key_is_unique(rel, key, nkey, true);
 }
 
@@ -520,7 +661,7 @@ fill_policy(PyrTarget *target)
  * Learns all there is to know of the table, in the target's memory.
  */
 static void
-fill_target(PyrTarget *target, PyrShape *shape)
+fill_target(PyrTarget *target, PyrShape *shape, PyrPlace place)
 {
 	Relation	rel = relation_open(target->relid, AccessShareLock);
 	int		   *key = palloc((shape->nkey + 1) * sizeof(int));
@@ -529,8 +670,8 @@ fill_target(PyrTarget *target, PyrShape *shape)
 
 	target->owner = rel->rd_rel->relowner;
 	target->relkind = rel->rd_rel->relkind;
-	target->schema = pstrdup(shape->schema);
-	target->table = pstrdup(shape->table);
+	target->schema = pstrdup(place.schema);
+	target->table = pstrdup(place.table);
 	fill_columns(target, rel);
 	target->fires_as_origin = fires_as_origin(rel);
 	linked = look_at_members(target);
@@ -570,7 +711,7 @@ fill_target(PyrTarget *target, PyrShape *shape)
 }
 
 static PyrTarget *
-create_target(Oid relid, PyrShape *shape)
+create_target(Oid relid, PyrShape *shape, PyrPlace place)
 {
 	MemoryContext context = AllocSetContextCreate(TopMemoryContext,
 												  "pyreplica target",
@@ -587,7 +728,7 @@ create_target(Oid relid, PyrShape *shape)
 	target->valid = true;
 	register_target(target, relid);
 	MemoryContextSwitchTo(context);
-	fill_target(target, shape);
+	fill_target(target, shape, place);
 	MemoryContextSwitchTo(oldcontext);
 	return target;
 }
@@ -630,7 +771,8 @@ suits(PyrTarget *target, PyrShape *shape)
 static PyrTarget *
 find_target(PyrShape *shape)
 {
-	Oid			relid = find_table(shape);
+	PyrPlace	place;
+	Oid			relid = find_table(shape, &place);
 	ListCell   *cell;
 
 	foreach(cell, targets_of(relid))
@@ -640,7 +782,7 @@ find_target(PyrShape *shape)
 		if (target->relid == relid && suits(target, shape))
 			return target;
 	}
-	return create_target(relid, shape);
+	return create_target(relid, shape, place);
 }
 
 /*
@@ -789,6 +931,34 @@ pyr_target_bind(PyrShape *shape)
 	return binding;
 }
 
+/* a value being read */
+typedef struct Reading
+{
+	PyrTargetColumn *column;
+	int			encoding;
+} Reading;
+
+/*
+ * Which column it is, of an error in reading a value.  A character that does not
+ * exist here says nothing but its bytes, so the detail is ours to give.
+ */
+static void
+reading_context(void *arg)
+{
+	Reading    *reading = arg;
+	int			code = geterrcode();
+
+	errcontext("column \"%s\"", reading->column->name);
+	if (code != ERRCODE_UNTRANSLATABLE_CHARACTER &&
+		code != ERRCODE_CHARACTER_NOT_IN_REPERTOIRE)
+		return;
+	errdetail("It is in column \"%s\" of the change; the encodings are %s on the master and %s on the slave.",
+			  reading->column->name, pg_encoding_to_char(reading->encoding),
+			  GetDatabaseEncodingName());
+	if (apply_mode != PYR_APPLY_STRICT && !log_statements)
+		errhint("Change or delete the row on the master: then only what became of it has to come here.");
+}
+
 /*
  * A value, not NULL, as a datum of the column's parameter type, in the current
  * memory context.
@@ -796,12 +966,43 @@ pyr_target_bind(PyrShape *shape)
 Datum
 pyr_target_datum(PyrTargetColumn *column, const PyrValue *value, int encoding)
 {
+	Reading		reading = {column, encoding};
+	ErrorContextCallback callback;
+	Datum		datum;
+
+	callback.callback = reading_context;
+	callback.arg = &reading;
+	callback.previous = error_context_stack;
+	error_context_stack = &callback;
 	if (column->wire != PYR_WIRE_TEXT)
-		return pyr_wire_decode(column->wire, value->data, value->len,
-							   &column->function, column->ioparam, encoding);
-	return InputFunctionCall(&column->function,
-							 pyr_wire_text(value->data, value->len, encoding),
-							 column->ioparam, column->typmod);
+		datum = pyr_wire_decode(column->wire, value->data, value->len,
+								&column->function, column->ioparam, encoding);
+	else
+		datum = InputFunctionCall(&column->function,
+								  pyr_wire_text(value->data, value->len, encoding),
+								  column->ioparam, column->typmod);
+	error_context_stack = callback.previous;
+	return datum;
+}
+
+/*
+ * Whether a row here can have that key: not if it has characters that do not exist
+ * here.
+ */
+bool
+pyr_target_can_have_key(PyrTarget *target, const PyrValue *key, int encoding)
+{
+	for (int i = 0; i < target->merge->nkey; i++)
+	{
+		PyrWire		wire = target->columns[target->merge->key[i]].wire;
+		bool		is_exact = true;
+
+		if (key[i].len > 0 && (wire == PYR_WIRE_TEXT || wire == PYR_WIRE_STRING))
+			pfree(pyr_encoding_show(key[i].data, key[i].len, encoding, &is_exact));
+		if (!is_exact)
+			return false;
+	}
+	return true;
 }
 
 /*

@@ -60,6 +60,8 @@ typedef struct PyrTarget
 	bool		is_whole;		/* no key: rows are told by all of their columns */
 	bool		is_key_deferrable;	/* unique at the end of a transaction only */
 	bool		is_local;		/* rows are here, with their authors */
+	bool		is_foreign;		/* rows are on other servers, or some are */
+	Bitmapset  *routing;		/* then: columns that tell on which */
 	bool		can_arbitrate;	/* INSERT takes ON CONFLICT */
 	bool		tells_old;		/* changes say what rows were before */
 	bool		is_old_known;	/* the line before is of a change */
@@ -94,7 +96,10 @@ typedef struct PyrBinding
 extern PyrBinding *pyr_target_bind(PyrShape *shape);
 extern Datum pyr_target_datum(PyrTargetColumn *column, const PyrValue *value,
 							  int encoding);
+extern bool pyr_target_can_have_key(PyrTarget *target, const PyrValue *key,
+									int encoding);
 extern bool pyr_target_is_protected(Oid namespace, Oid relid);
+extern bool pyr_target_is_foreign(Oid relid);
 extern bool pyr_target_has_rival(PyrTarget *target);
 extern bool pyr_target_keeps_order(PyrTarget *target, uint64 window);
 extern void pyr_target_distrust(PyrTarget *target);

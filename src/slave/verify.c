@@ -27,8 +27,8 @@
 #include "catalog/pg_type.h"
 #include "common/arrays.h"
 #include "common/config.h"
+#include "common/encoding.h"
 #include "executor/spi.h"
-#include "mb/pg_wchar.h"
 #include "slave/collision.h"
 #include "slave/copy.h"
 #include "slave/layout.h"
@@ -38,7 +38,6 @@
 #include "slave/verify.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
-#include "utils/guc.h"
 #include "utils/memutils.h"
 #include "utils/timestamp.h"
 
@@ -101,7 +100,7 @@ end_run(const char *error)
 	if (run->request != 0)
 	{
 		done_request = run->request;
-		strlcpy(done_error, error ? error : "", sizeof(done_error));
+		pyr_encoding_copy(done_error, error ? error : "", sizeof(done_error));
 	}
 	if (run->layout != NULL)
 		pyr_layout_free(run->layout);
@@ -122,6 +121,28 @@ next_table(void)
 	run->differences = 0;
 	if (run->tables == NIL)
 		end_run(NULL);
+}
+
+/*
+ * The table is not what it was.
+ */
+static void
+begin_table_again(void)
+{
+	pyr_layout_free(run->layout);
+	run->layout = NULL;
+	run->phase = PHASE_DESCRIBE;
+	run->after = run->upto = NULL;
+}
+
+/*
+ * The tables here may not be what they were.
+ */
+void
+pyr_verify_forget_layout(void)
+{
+	if (run != NULL && run->layout != NULL)
+		begin_table_again();
 }
 
 static Run *
@@ -250,13 +271,13 @@ append_hash(StringInfo sql)
 {
 	ListCell   *cell;
 	const char *comma = "";
-	bool		is_converted = master_encoding != GetDatabaseEncoding();
+	bool		is_converted = pyr_encoding_is_converted(master_encoding);
 
 	appendStringInfoString(sql, is_converted
 						   ? "hashtextextended(encode(convert_to(ROW(" : "hashtextextended((ROW(");
-	foreach(cell, run->layout->columns)
+	foreach(cell, run->layout->values)
 	{
-		appendStringInfo(sql, "%s%s", comma, quote_identifier(lfirst(cell)));
+		appendStringInfo(sql, "%s%s", comma, (char *) lfirst(cell));
 		comma = ", ";
 	}
 	appendStringInfoString(sql, is_converted
@@ -277,11 +298,11 @@ append_key_array(StringInfo sql)
 }
 
 static void
-append_order(StringInfo sql, const char *direction)
+append_order(StringInfo sql, const char *relation, const char *direction)
 {
 	appendStringInfoString(sql, " ORDER BY ");
 	for (int i = 0; i < run->layout->nkey; i++)
-		appendStringInfo(sql, "%s%s%s", i > 0 ? ", " : "",
+		appendStringInfo(sql, "%s%s.%s%s", i > 0 ? ", " : "", relation,
 						 quote_identifier(run->layout->key[i]), direction);
 }
 
@@ -291,21 +312,14 @@ append_order(StringInfo sql, const char *direction)
 static void
 append_digest_of_master(StringInfo sql)
 {
-	ListCell   *cell;
-	const char *comma = "";
-
 	appendStringInfoString(sql, "WITH q AS MATERIALIZED (SELECT ");
-	foreach(cell, run->layout->columns)
-	{
-		appendStringInfo(sql, "%s%s", comma, quote_identifier(lfirst(cell)));
-		comma = ", ";
-	}
-	appendStringInfo(sql, " FROM %s",
+	pyr_layout_append_columns(sql, run->layout, true);
+	appendStringInfo(sql, " FROM %s AS t",
 					 pyr_layout_masters_relation(run->layout));
 	pyr_layout_append_range(sql, run->layout, false, run->after, NULL);
 	if (run->layout->is_sorted)
 	{
-		append_order(sql, "");
+		append_order(sql, "t", "");
 		appendStringInfo(sql, " LIMIT " INT64_FORMAT, run->range_rows);
 	}
 	appendStringInfoString(sql, ") SELECT (SELECT count(*) FROM q), (SELECT coalesce(sum(");
@@ -316,7 +330,7 @@ append_digest_of_master(StringInfo sql)
 		appendStringInfoString(sql, ", (SELECT ");
 		append_key_array(sql);
 		appendStringInfoString(sql, " FROM q");
-		append_order(sql, " DESC");
+		append_order(sql, "q", " DESC");
 		appendStringInfoString(sql, " LIMIT 1)");
 	}
 	else
@@ -335,15 +349,22 @@ append_digest_of_slave(StringInfo sql)
 static void
 append_keys(StringInfo sql, bool is_here)
 {
-	const char *relation = is_here ? pyr_layout_relation(run->layout)
-		: pyr_layout_masters_relation(run->layout);
-
 	appendStringInfoString(sql, "SELECT ");
 	append_key_array(sql);
 	appendStringInfoString(sql, " AS k, ");
 	append_hash(sql);
-	appendStringInfo(sql, " AS h FROM %s", relation);
+	if (is_here)
+		appendStringInfo(sql, " AS h FROM %s", pyr_layout_relation(run->layout));
+	else
+	{
+		appendStringInfoString(sql, " AS h FROM (SELECT ");
+		pyr_layout_append_columns(sql, run->layout, true);
+		appendStringInfo(sql, " FROM %s AS t",
+						 pyr_layout_masters_relation(run->layout));
+	}
 	pyr_layout_append_range(sql, run->layout, is_here, run->after, run->upto);
+	if (!is_here)
+		appendStringInfoString(sql, ") AS q");
 }
 
 /*
@@ -363,8 +384,8 @@ advance(void)
 
 /*
  * Runs a query over the slave's rows, with the rights of the table's owner, whose
- * code may run, and the settings that text depends on as the master's session has
- * them.
+ * code may run.  Text depends on settings, which are here as in the master's
+ * session.
  */
 static void
 query_here(const char *sql, int nargs, Oid *types, Datum *values)
@@ -372,10 +393,6 @@ query_here(const char *sql, int nargs, Oid *types, Datum *values)
 	MemoryContext context = CurrentMemoryContext;
 	PyrIdentity before = pyr_local_become(pyr_layout_owner(run->layout));
 
-	(void) set_config_option("timezone", "UTC", PGC_USERSET, PGC_S_SESSION,
-							 GUC_ACTION_SAVE, true, 0, false);
-	(void) set_config_option("bytea_output", "hex", PGC_USERSET, PGC_S_SESSION,
-							 GUC_ACTION_SAVE, true, 0, false);
 	if (SPI_execute_with_args(sql, nargs, types, values, NULL, false, 0) != SPI_OK_SELECT)
 		elog(ERROR, "could not look at the slave's rows");
 	pyr_local_become_again(before);
@@ -434,15 +451,15 @@ text_array(Datum *texts, int n)
 static void
 store_differences(Datum keys, Datum problems)
 {
-	PyrTable   *table = run->layout->table;
+	PyrPlace	here = pyr_table_place(run->layout->table);
 	Oid			types[7] = {
 		INT8OID, TEXTOID, TEXTOID, TEXTOID, TEXTARRAYOID, TEXTARRAYOID, INT8OID
 	};
 	Datum		values[7] = {
 		Int64GetDatum(run->number),
 		CStringGetTextDatum(pyr_local_replica()),
-		CStringGetTextDatum(NameStr(table->name.schema)),
-		CStringGetTextDatum(NameStr(table->name.table)),
+		CStringGetTextDatum(here.schema),
+		CStringGetTextDatum(here.table),
 		keys, problems,
 		Int64GetDatum(Max(DIFFERENCES_MAX - run->differences, 0))
 	};
@@ -483,7 +500,7 @@ report_differences(uint64 found)
 			 errdetail("See pyreplica_difference, run " INT64_FORMAT ".",
 					   run->number),
 			 run->repairs ? 0 : errhint("SELECT pyreplica_verify(%s, repair => true) takes the master's.",
-										quote_literal_cstr(pyr_table_qualified(table))),
+										quote_literal_cstr(pyr_table_here(table))),
 			 errhidestmt(true), errhidecontext(true)));
 }
 
@@ -500,6 +517,7 @@ compare_keys(List *rows)
 	Datum		values[2];
 	StringInfoData sql;
 	ListCell   *cell;
+	List	   *sharers = pyr_table_sharers(run->layout->table);
 	uint64		found;
 
 	/* without a key, of equal rows the first is compared with the first and so on */
@@ -526,6 +544,10 @@ compare_keys(List *rows)
 	append_keys(&sql, true);
 	appendStringInfo(&sql, ") s) s ON m.k = s.k%s WHERE m.h::bigint IS DISTINCT FROM s.h",
 					 run->layout->is_whole ? " AND m.h::bigint = s.h AND m.n = s.n" : "");
+
+	/* rows that are only here may come from the others */
+	if (sharers != NIL)
+		appendStringInfoString(&sql, " AND m.k IS NOT NULL");
 	query_here(sql.data, 2, types, values);
 
 	found = SPI_processed;
@@ -543,6 +565,13 @@ compare_keys(List *rows)
 		store_differences(text_array(keys, found), text_array(hashes, found));
 	}
 	run->differences += found;
+	if (found > 0 && run->repairs && sharers != NIL)
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("table %s cannot be repaired, as its rows come from several tables of the master",
+						run->layout->here),
+				 errhint("SELECT pyreplica_resync(%s), then empty it here: all of them are copied anew.",
+						 quote_literal_cstr(run->layout->here))));
 	if (found > 0 && run->repairs)
 		run->phase = PHASE_REPAIR;
 	else
@@ -561,12 +590,7 @@ apply_phase(PyrSupplement *supplement, void (*between) (void))
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 				 errmsg("the table is not replicated, or not ready, any more")));
 	if (run->layout != NULL && !pyr_layout_is_same(run->layout, linitial(rows)))
-	{
-		pyr_layout_free(run->layout);
-		run->layout = NULL;
-		run->phase = PHASE_DESCRIBE;
-		run->after = run->upto = NULL;
-	}
+		begin_table_again();
 
 	switch (run->phase)
 	{
@@ -604,7 +628,7 @@ reason_of(PyrTable *table, ErrorData *error)
 		return error->message;
 	return psprintf("%s (%s) HINT: Another row that is wrong holds what is to come here. SELECT pyreplica_resync(%s) makes the table equal as a whole.",
 					error->message, error->detail ? error->detail : "",
-					quote_literal_cstr(pyr_table_qualified(table)));
+					quote_literal_cstr(pyr_table_here(table)));
 }
 
 /*

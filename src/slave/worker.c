@@ -41,6 +41,7 @@
 #include "slave/copy.h"
 #include "slave/copyworker.h"
 #include "slave/fetch.h"
+#include "slave/foreign.h"
 #include "slave/history.h"
 #include "slave/local.h"
 #include "slave/origin.h"
@@ -77,9 +78,10 @@
 
 /*
  * Under load the worker lets some transactions gather, because a look costs
- * both sides about as much as several transactions do.
+ * both sides about as much as several transactions do.  Where the master has
+ * several slaves, each of them counts.
  */
-#define GATHER_RATE			1000	/* transactions per second */
+#define GATHER_RATE			1000	/* transactions per second, times slaves */
 #define GATHER_MS			5		/* at that rate, in proportion above */
 #define GATHER_MS_MAX		20
 
@@ -266,6 +268,34 @@ look_at_triggers(void)
 }
 
 /*
+ * Likewise, if something has failed: what it was about may be gone on the master as
+ * well by now, see copy.c.
+ */
+static bool
+look_at_failure(void)
+{
+	char	   *schema;
+	char	   *table;
+	bool		has_failed;
+	List	   *rows;
+
+	pyr_local_begin_transaction();
+	has_failed = pyr_failure_table(&schema, &table);
+	if (has_failed)
+	{
+		schema = MemoryContextStrdup(loop_context, schema);
+		table = MemoryContextStrdup(loop_context, table);
+	}
+	pyr_local_commit_transaction();
+	if (!has_failed)
+		return true;
+	if (!pyr_origin_rows(origin, pyr_tables_columns_sql(schema, table), &rows))
+		return false;
+	pyr_tables_take_columns(schema, table, rows);
+	return true;
+}
+
+/*
  * What was changed while we were away is not in the log any more.  Everything
  * is made equal from the new position on, as the tables are now.
  */
@@ -325,7 +355,8 @@ connect_origin(void)
 							 should_give_up, &error);
 	if (origin != NULL && origin->begins_anew)
 		begin_anew();
-	if (origin != NULL && (!look_at_triggers() || !look_at_clock()))
+	if (origin != NULL &&
+		(!look_at_triggers() || !look_at_failure() || !look_at_clock()))
 	{
 		lose_origin();
 		return;
@@ -551,6 +582,7 @@ look(void)
 	if (pyr_window_is_complete(window))
 	{
 		pyr_status_in_step(at);
+		pyr_foreign_in_step();
 
 		/* who waits for what was committed there waits for copies as well */
 		if (!pyr_copy_is_due() && !pyr_tables_any_missing())
@@ -684,6 +716,8 @@ rest(void)
 static bool
 pace(bool is_behind)
 {
+	double		looks;
+
 	if (is_confirm_time() && !pyr_window_fetch_is_under_way() && !confirm())
 		return false;
 	if (is_behind)
@@ -692,8 +726,9 @@ pace(bool is_behind)
 	/* it goes on: nobody needs to notify us for a while */
 	if (found_looks >= 2 && !pyr_origin_awake(origin))
 		return false;
-	if (rate > GATHER_RATE)
-		return (wait_for_origin(Min((long) (rate / GATHER_RATE * GATHER_MS),
+	looks = rate * Max(origin->slaves, 1);
+	if (looks > GATHER_RATE)
+		return (wait_for_origin(Min((long) (looks / GATHER_RATE * GATHER_MS),
 									GATHER_MS_MAX)) & PYR_REMOTE_AWAY) == 0;
 	return true;
 }

@@ -20,13 +20,20 @@ no warnings 'experimental::signatures';
 use Bench::Schema qw(tpcb_content create_payload_table);
 use Bench::Stats qw(thousands);
 
-our @DRAINS = qw(i ii iii iv v vi);
+our @DRAINS = qw(i ii iii iv v vi vii viii ix);
 
 our $SEED = 0.5;
 our $HOT_KEYS = 100;
 
+our $WIDE_COLUMNS = 100;
+our $PARTITIONS = 8;
+
 # 96 characters, other ones for each number.
 our $PAYLOAD = 'repeat(md5((%s)::text), 3)';
+
+# 20 kB that cannot be compressed to a page.
+our $LARGE = q{(SELECT string_agg(md5((%s)::text || ' ' || n), '')
+	FROM generate_series(1, 625) n)};
 
 our %MAKER = (
 	i => \&inserts,
@@ -34,7 +41,10 @@ our %MAKER = (
 	iii => \&deletes,
 	iv => \&tpcb,
 	v => \&hot_updates,
-	vi => \&one_transaction);
+	vi => \&one_transaction,
+	vii => \&wide,
+	viii => \&large_values,
+	ix => \&partitioned);
 
 sub drain ($name, $options)
 {
@@ -157,18 +167,127 @@ sub one_transaction ($name, $options)
 		});
 }
 
-# A table drain_... with the keys 1 to $rows.
-sub filled_table ($name, $rows)
+# Half of the changes are new rows, the others set five columns of any row.
+sub wide ($name, $options)
+{
+	my ($changes, $rows) = map { scaled($_, $options) } 100_000, 50_000;
+	my $half = $changes / 2;
+	my $table = "drain_$name";
+	my @types = ('integer', 'text', 'numeric(12,2)', 'timestamptz');
+	my @values = (
+		'i + %d', "'value ' || (i + %d)", '(i + %d) / 7.0',
+		"timestamptz '2020-01-01' + (i + %d) * interval '1 minute'");
+	my $row = join(', ',
+		map { sprintf($values[ $_ % 4 ], $_) } 0 .. $WIDE_COLUMNS - 1);
+	return (
+		title => thousands($changes)
+		  . " inserts and updates of rows with $WIDE_COLUMNS columns",
+		short => 'wide rows',
+		changes => $changes,
+		content => filled_table(
+			$name, $rows,
+			row => $row,
+			create => [
+				"CREATE TABLE $table (id integer PRIMARY KEY, "
+				  . join(', ',
+					map { "c$_ $types[$_ % 4]" } 0 .. $WIDE_COLUMNS - 1)
+				  . ')'
+			]),
+		make => sub ($cluster) {
+			$cluster->do(
+				transactions(
+					rows => $half,
+					per_transaction => 10,
+					declare => 'key integer;',
+					statement => "INSERT INTO $table SELECT i, $row
+						FROM generate_series($rows + c, $rows + c) i;
+					key := 1 + floor(random() * $rows);
+					UPDATE $table SET c0 = c, c1 = 'changed ' || c,
+						c2 = c / 3.0, c41 = c::text, c90 = c * 1.5
+					 WHERE id = key"));
+		});
+}
+
+# New rows, rows whose value stays, and rows whose value changes.
+sub large_values ($name, $options)
+{
+	my ($changes, $rows) = map { scaled($_, $options) } 15_000, 5_000;
+	my $third = $changes / 3;
+	my $table = "drain_$name";
+	return (
+		title => thousands($changes)
+		  . ' inserts, updates beside and updates of values of 20 kB',
+		short => 'large values',
+		changes => $changes,
+		content => filled_table(
+			$name, $rows,
+			row => '0, ' . sprintf($LARGE, 'i'),
+			create => [
+				"CREATE TABLE $table (id integer PRIMARY KEY, n integer, payload text)"
+			]),
+		make => sub ($cluster) {
+			$cluster->do(
+				transactions(
+					rows => $third,
+					per_transaction => 10,
+					declare => 'key integer;',
+					statement => "INSERT INTO $table SELECT $rows + c, 0, "
+					  . sprintf($LARGE, '-c') . ";
+					key := 1 + floor(random() * $rows);
+					UPDATE $table SET n = c WHERE id = key;
+					key := 1 + floor(random() * $rows);
+					UPDATE $table SET payload = "
+					  . sprintf($LARGE, 'c')
+					  . ' WHERE id = key'));
+		});
+}
+
+# The table has partitions on both sides.
+sub partitioned ($name, $options)
+{
+	my ($changes, $rows) = map { scaled($_, $options) } 400_000, 200_000;
+	my $half = $changes / 2;
+	my $table = "drain_$name";
+	return (
+		title => thousands($changes)
+		  . " inserts and random updates in $PARTITIONS partitions",
+		short => 'partitions',
+		changes => $changes,
+		content => filled_table(
+			$name, $rows,
+			create => [
+				create_payload_table($table) . ' PARTITION BY HASH (id)',
+				map {
+					"CREATE TABLE ${table}_$_ PARTITION OF $table
+					 FOR VALUES WITH (MODULUS $PARTITIONS, REMAINDER $_)"
+				} 0 .. $PARTITIONS - 1
+			]),
+		make => sub ($cluster) {
+			$cluster->do(
+				transactions(
+					rows => $half,
+					per_transaction => 5,
+					declare => 'key integer;',
+					statement => "INSERT INTO $table VALUES ($rows + c, "
+					  . payload('c')
+					  . "); "
+					  . update_any($table, $rows)));
+		});
+}
+
+# A table drain_... with the keys 1 to $rows.  If it is not the usual one: "create",
+# the statements that make it, and "row", what it holds beside the key, i.
+sub filled_table ($name, $rows, %other)
 {
 	my $table = "drain_$name";
+	my $row = $other{row} // payload('-i');
 	return {
 		name => $name,
 		tables => [$table],
 		create => sub ($cluster) {
-			$cluster->do(create_payload_table($table),
-				"INSERT INTO $table SELECT i, "
-				  . payload('-i')
-				  . " FROM generate_series(1, $rows) i");
+			$cluster->do(
+				@{ $other{create} // [ create_payload_table($table) ] },
+				"INSERT INTO $table SELECT i, $row FROM generate_series(1, $rows) i");
 		}
 	};
 }

@@ -1,11 +1,13 @@
-# Several replicas on one slave, beside one: what the master does in the same time,
-# with TPC-B and 2 clients, and how far behind the first of them is meanwhile.
+# Several replicas on one slave, or several slaves, beside one: what the master does
+# in the same time, with TPC-B and 2 clients, and how far behind the first of them
+# is meanwhile.
 #
 # All follow the same database of one master, each into a database of its own;
-# so the slave does all the work as many times.
+# so the work of a slave is done as many times.
 #
 # A record, as it is in the JSON:
 #   replicas    0: the master captures changes, and nobody asks for them
+#   slaves      that have as many replicas together
 #   round
 #   tps
 #   lags        list of seconds
@@ -27,23 +29,28 @@ use Bench::Schema qw(tpcb_content tpcb_tables);
 use Bench::Stats qw(median);
 use Bench::System::PyreplicaMany;
 
-our @REPLICAS = (0, 1, 8);
+# replicas on a slave, and slaves
+our @WAYS = ([ 0, 1 ], [ 1, 1 ], [ 8, 1 ], [ 1, 4 ]);
 
-# All of it, the numbers of replicas in turns.  Appends to results.
+# All of it, the ways in turns.  Appends to results.
 sub measure_all ($pairs, $classes, $results, $options)
 {
 	return unless grep { $_->name eq 'pyreplica' } @$classes;
 	foreach my $round (1 .. $options->{rounds})
 	{
-		push @{ $results->{replicas} }, measure($pairs, $_, $round, $options)
-		  foreach @REPLICAS;
+		push @{ $results->{replicas} }, measure($pairs, @$_, $round, $options)
+		  foreach @WAYS;
 	}
 	return;
 }
 
-sub measure ($pairs, $replicas, $round, $options)
+sub measure ($pairs, $replicas, $slaves, $round, $options)
 {
-	my %record = (round => $round, replicas => $replicas);
+	my %record = (
+		round => $round,
+		replicas => $replicas * $slaves,
+		slaves => $slaves);
+	local $Bench::System::PyreplicaMany::SLAVES = $slaves;
 	local $Bench::System::PyreplicaMany::REPLICAS = $replicas;
 	$pairs->with_system(
 		'Bench::System::PyreplicaMany',
@@ -56,7 +63,7 @@ sub measure ($pairs, $replicas, $round, $options)
 			$system->compare_content(tpcb_tables()) if $replicas > 0;
 		}) or return;
 	progress(
-		"$replicas replicas",
+		"$record{replicas} replicas on $slaves slaves",
 		"round $round",
 		sprintf(
 			'%.0f tps, lag %s, %.2f s to catch up, CPU %.2f + %.2f s',

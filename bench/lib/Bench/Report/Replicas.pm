@@ -1,4 +1,4 @@
-# Several replicas on one slave as a table.
+# Several replicas, on one slave or several, as a table.
 
 package Bench::Report::Replicas;
 
@@ -15,13 +15,15 @@ sub replicas_table ($results)
 {
 	my @records = @{ $results->{replicas} // [] } or return undef;
 	my @rows;
-	foreach my $replicas (sort { $a <=> $b } uniq(map { $_->{replicas} } @records))
+	foreach my $way (uniq(map { "$_->{replicas} $_->{slaves}" } @records))
 	{
-		my @own = grep { $_->{replicas} == $replicas } @records;
+		my ($replicas, $slaves) = split ' ', $way;
+		my @own = grep { "$_->{replicas} $_->{slaves}" eq $way } @records;
 		my @lags = map { @{ $_->{lags} } } @own;
 		push @rows,
 		  [
 			$replicas,
+			$slaves,
 			spread('%.0f', map { $_->{tps} } @own),
 			(
 				map { @lags ? milliseconds('%.0f', percentile($_, @lags)) : '-' }
@@ -36,13 +38,13 @@ sub replicas_table ($results)
 		  ];
 	}
 	return section(
-		'Several replicas on one slave',
+		'Several replicas',
 		'TPC-B with 2 clients on the master, all of whose changes each replica'
 		  . ' applies in a database of its own: transactions per second, median'
 		  . ' (min–max); how far the first replica is behind meanwhile; seconds'
 		  . ' until all have everything afterwards; CPU seconds of a run.',
 		[
-			'replicas', 'tps', 'lag, median', 'lag, 95 %', 'catch-up, s',
+			'replicas', 'slaves', 'tps', 'lag, median', 'lag, 95 %', 'catch-up, s',
 			'CPU master', 'CPU slave'
 		],
 		@rows);
