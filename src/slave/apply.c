@@ -378,6 +378,21 @@ is_made_among_stale_rows(ApplyState *state, PyrBinding *binding,
 }
 
 /*
+ * Makes the change, and if it shows that a row is lost, has its table copied.
+ */
+static void
+make_or_copy(ApplyState *state, const PyrRowChange *change,
+			 const PyrTransaction *transaction)
+{
+	PyrBinding *any;
+
+	if (pyr_conflict_change(&state->conflicts, change, transaction))
+		return;
+	any = linitial(change->target->bindings);
+	pyr_copy_lost_row(pyr_tables_of_shape(any->shape));
+}
+
+/*
  * Applies the change by itself.
  */
 static void
@@ -398,7 +413,7 @@ apply_in_order(ApplyState *state, PyrBinding *binding)
 	flush_truncates(state);
 	if (binding->is_empty || is_made_among_stale_rows(state, binding, &change))
 		return;
-	pyr_conflict_change(&state->conflicts, &change, &state->transaction);
+	make_or_copy(state, &change, &state->transaction);
 }
 
 /*
@@ -437,8 +452,7 @@ make_change(void *arg, PyrTarget *target, PyrVerb verb, PyrMergeRow *row)
 		.old = row->old
 	};
 
-	pyr_conflict_change(&state->conflicts, &change,
-						transaction_of(state, row->order));
+	make_or_copy(state, &change, transaction_of(state, row->order));
 }
 
 /*

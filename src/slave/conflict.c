@@ -32,6 +32,7 @@
 
 #include "access/xact.h"
 #include "access/xlog.h"
+#include "common/config.h"
 #include "common/render.h"
 #include "executor/spi.h"
 #include "mb/pg_wchar.h"
@@ -524,6 +525,21 @@ make_insert(PyrConflicts *conflicts, const PyrRowChange *change,
 }
 
 /*
+ * A row that was on its way from one server to another may be on both.
+ */
+static void
+unite(PyrConflicts *conflicts, const PyrRowChange *change)
+{
+	PyrRowChange delete = {
+		.target = change->target, .verb = PYR_DELETE, .key = change->key
+	};
+
+	if (change->target->routing != NULL)
+		(void) pyr_statement_change(pyr_statement_unite(change->target), &delete,
+									conflicts->encoding);
+}
+
+/*
  * Inserts a row of another server, in place of the one that has its key.
  */
 static void
@@ -537,6 +553,7 @@ insert_once_more(PyrConflicts *conflicts, const PyrRowChange *insert)
 	if (insert->target->merge->nkey > 0)
 	{
 		key_of_insert(insert, key);
+		unite(conflicts, &delete);
 		(void) carry_out(conflicts, &delete, PYR_FORCE);
 	}
 	(void) carry_out(conflicts, insert, PYR_EXPECT);
@@ -567,37 +584,51 @@ insert_instead(PyrConflicts *conflicts, const PyrRowChange *update)
 }
 
 /*
- * Makes a change that another server may have already; see foreign.c.
+ * Makes a change that another server may have already; see foreign.c.  False: the row
+ * that it was to take from one server to another is on none.
  */
-static void
+static bool
 make_once_more(PyrConflicts *conflicts, const PyrRowChange *change)
 {
 	PyrTarget  *target = change->target;
 
 	if (change->verb == PYR_INSERT)
+	{
 		insert_once_more(conflicts, change);
-	else if (change->verb == PYR_UPDATE && change->form->sets_key)
+		return true;
+	}
+	unite(conflicts, change);
+	if (change->verb == PYR_UPDATE && change->form->sets_key)
 	{
 		(void) pyr_statement_change(pyr_statement_vacate(target, change->form),
 									change, conflicts->encoding);
 		if (carry_out(conflicts, change, PYR_FORCE) == 0)
 			insert_instead(conflicts, change);
+		return true;
 	}
-	else
-		(void) carry_out(conflicts, change, PYR_FORCE);
+	return carry_out(conflicts, change, PYR_FORCE) > 0 ||
+		change->verb == PYR_DELETE ||
+		!bms_overlap(change->form->set, target->routing);
 }
 
 /*
- * Makes a change of one row, or settles what comes of it.
+ * Makes a change of one row, or settles what comes of it.  False: the row has been
+ * lost between two servers, so the table is to be copied.
  */
-void
+bool
 pyr_conflict_change(PyrConflicts *conflicts, const PyrRowChange *change,
 					const PyrTransaction *transaction)
 {
 	PyrTarget  *target = change->target;
 
 	if (pyr_foreign_may_be_made(target))
-		make_once_more(conflicts, change);
+	{
+		if (make_once_more(conflicts, change))
+			return true;
+		if (copy_data)
+			return false;
+		record_missing(conflicts, change, transaction);
+	}
 	else if (change->verb == PYR_INSERT)
 		make_insert(conflicts, change, transaction);
 	else if (!target->is_local || target->is_whole)
@@ -610,4 +641,5 @@ pyr_conflict_change(PyrConflicts *conflicts, const PyrRowChange *change,
 		make_with_look(conflicts, change, transaction, false);
 	else if (carry_out(conflicts, change, PYR_TRY) == 0)
 		make_with_look(conflicts, change, transaction, true);
+	return true;
 }

@@ -19,7 +19,7 @@ typedef struct PyrConflicts
 	PyrHistory	history;
 } PyrConflicts;
 
-extern void pyr_conflict_change(PyrConflicts *conflicts,
+extern bool pyr_conflict_change(PyrConflicts *conflicts,
 								const PyrRowChange *change,
 								const PyrTransaction *transaction);
 extern char *pyr_describe_key(PyrChange *change, int encoding);

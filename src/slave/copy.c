@@ -1586,6 +1586,22 @@ begin_anew_if_about_nothing(PyrTable *table, PyrShape *shape)
 }
 
 /*
+ * A row of the table has been lost between two servers that have parts of it.  Only
+ * the master knows it: the table is copied once more.  Needs SPI.
+ */
+void
+pyr_copy_lost_row(PyrTable *table)
+{
+	ereport(LOG,
+			(errmsg("pyreplica %s: table \"%s.%s\" begins anew, as a row was lost between two servers",
+					pyr_local_replica(), NameStr(table->name.schema),
+					NameStr(table->name.table)),
+			 errdetail("One of them had committed that the row is gone; the other one had not yet committed that it comes."),
+			 errhidestmt(true), errhidecontext(true)));
+	pyr_table_begin_anew(table);
+}
+
+/*
  * What becomes of a change; if it is to be another one, that is "other".  Needs
  * SPI.
  */

@@ -45,6 +45,7 @@ extern void pyr_copy_append_sql(StringInfo sql, PyrLayout *layout,
 extern char *pyr_copy_progress(void);
 extern char *pyr_copy_describe(PyrTable *table);
 
+extern void pyr_copy_lost_row(PyrTable *table);
 extern PyrAdmission pyr_copy_admit(PyrTable *table, PyrChange *change,
 								   int encoding, PyrChange *other);
 

@@ -14,7 +14,10 @@
  * order an insert replaces the row that has its key.  So does an update of a key,
  * which has all columns; if no row has the old key any more, it is an insert.
  * Other updates, and deletes, of rows that are missing are passed over without a
- * word.  So whatever brings a row to a key brings all of it, and applied once more
+ * word.  An update that takes a row from one server to another is a delete there and
+ * an insert here: if both servers have the row, one of the two goes, as all columns in
+ * which they differ are in updates that come; if none has it, the table is copied
+ * once more.  So whatever brings a row to a key brings all of it, and applied once more
  * from its beginning a window, or a longer one, ends at the same rows.
  *
  * In sets the same is true of the net effect, as long as no key was changed: rows

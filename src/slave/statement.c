@@ -927,6 +927,23 @@ pyr_statement_vacate(PyrTarget *target, PyrForm *form)
 }
 
 /*
+ * The statement that leaves one row of a key, of those that are in several partitions.
+ */
+PyrStatement *
+pyr_statement_unite(PyrTarget *target)
+{
+	char	   *relation = pyr_statement_table(target);
+	char	   *key = pyr_statement_key(target, NULL);
+
+	if (target->unite == NULL)
+		target->unite = make_statement(target, PYR_DELETE, NULL, NULL, PYR_FORCE,
+									   psprintf("DELETE FROM %s AS t WHERE %s AND t.tableoid OPERATOR(pg_catalog.<>)"
+												" (SELECT pg_catalog.min(t.tableoid) FROM %s AS t WHERE %s)",
+												relation, key, relation, key));
+	return target->unite;
+}
+
+/*
  * A query about the row of such a change, with the change's parameters.
  */
 PyrStatement *

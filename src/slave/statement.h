@@ -39,6 +39,7 @@ extern PyrStatement *pyr_statement_get(PyrTarget *target, PyrVerb verb,
 									   PyrForm *form, PyrForm *old_form,
 									   PyrManner manner);
 extern PyrStatement *pyr_statement_vacate(PyrTarget *target, PyrForm *form);
+extern PyrStatement *pyr_statement_unite(PyrTarget *target);
 extern PyrStatement *pyr_statement_query(PyrTarget *target, PyrVerb verb,
 										 PyrForm *form, PyrForm *old_form,
 										 const char *text);

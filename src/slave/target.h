@@ -75,6 +75,7 @@ typedef struct PyrTarget
 	List	   *statements;		/* PyrStatement, see statement.c */
 	void	   *delete;			/* the one that deletes */
 	void	   *force_delete;	/* whatever the row is */
+	void	   *unite;			/* that deletes all but one row of a key */
 	List	   *queries;		/* about rows, see look.c */
 
 	/* if sets failed lately, it does without them for a while */
