@@ -196,10 +196,25 @@ wait_caught_up($slave);
 is_same_rows($master, $slave, '(SELECT a, b FROM partly WHERE a > 0)', 'rows that are equal in what is replicated');
 is($slave->safe_psql('postgres', q(SELECT count(*) FROM partly WHERE hidden = 'slave')), $slave->safe_psql('postgres', 'SELECT count(*) FROM partly'), 'the rest is the slave\'s');
 
+# A value can have another image than the same one that is made now: its type has lost
+# an attribute since.
+on_both($master, $slave, 'CREATE TYPE pair AS (x int, gone int, y text); CREATE TABLE pairs (a int, p pair)');
+sql(q(INSERT INTO pairs SELECT i % 10, ROW(i % 2, 7, 'y')::pair FROM generate_series(1, 100) i; SELECT py_log_create_tg('pairs', key => '{*}')));
+is_ready(5);
+on_both($master, $slave, 'ALTER TYPE pair DROP ATTRIBUTE gone');
+foreach my $mode ('strict', 'auto')
+{
+	set_conf($slave, "pyreplica.apply_mode = $mode");
+	my $gate = hold_back($master, $slave);
+	sql(q(UPDATE pairs SET a = a + 10 WHERE ctid IN (SELECT min(ctid) FROM pairs GROUP BY a); DELETE FROM pairs WHERE ctid IN (SELECT max(ctid) FROM pairs GROUP BY a)));
+	let_go($gate);
+	is_equal('pairs', "$mode: a composite type that was changed");
+}
+
 # It must be a table that has places.
 on_both($master, $slave, 'CREATE TABLE nowhere (a int)');
 sql(q(SELECT py_log_create_tg('nowhere', key => '{*}'); INSERT INTO nowhere VALUES (1), (1), (2)));
-is_ready(5);
+is_ready(6);
 wait_caught_up($slave);
 $slave->safe_psql('postgres', 'ALTER TABLE nowhere RENAME TO behind; CREATE VIEW nowhere AS SELECT * FROM behind');
 my $position = log_position($slave);
@@ -212,7 +227,7 @@ is_equal('nowhere', 'a table has');
 sql('CREATE TABLE spread (a int, b text)');
 $slave->safe_psql('postgres', 'CREATE TABLE spread (b text, a int) PARTITION BY HASH (a); CREATE TABLE spread_0 PARTITION OF spread FOR VALUES WITH (MODULUS 2, REMAINDER 0); CREATE TABLE spread_1 PARTITION OF spread FOR VALUES WITH (MODULUS 2, REMAINDER 1)');
 sql(q(SELECT py_log_create_tg('spread', key => '{*}')));
-is_ready(6);
+is_ready(7);
 foreach my $mode ('strict', 'auto')
 {
 	set_conf($slave, "pyreplica.apply_mode = $mode");
@@ -244,7 +259,7 @@ is(sql(q(SELECT py_log_create_tg('nowhere', key => '{}'))), ' table nowhere has 
 on_both($master, $slave, 'TRUNCATE nowhere; ALTER TABLE nowhere ADD PRIMARY KEY (a)');
 is(sql(q(SELECT py_log_create_tg('nowhere', key => '{}'))), 'created trigger on nowhere (a)', 'a primary key that came later');
 sql('INSERT INTO nowhere SELECT generate_series(1, 10); UPDATE nowhere SET a = a + 100 WHERE a > 5');
-is_ready(6);
+is_ready(7);
 is_equal('nowhere', 'is used then');
 
 done_testing();

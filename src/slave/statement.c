@@ -396,10 +396,26 @@ has_many_images(PyrTargetColumn *column)
 }
 
 /*
+ * "the two rows are the same".  Their images are compared, so it does not matter
+ * whether the columns' types know of equality, and null is equal to null.  Where that
+ * is too strict, their text counts as well.
+ */
+static char *
+same_rows(const char *row, const char *other, bool by_text)
+{
+	/* of two ROWs as such, SQL would compare each column */
+	char	   *by_image = psprintf("CAST(%s AS pg_catalog.record) OPERATOR(pg_catalog.*=) %s",
+									row, other);
+
+	if (!by_text)
+		return by_image;
+	return psprintf("(%s OR CAST(%s AS pg_catalog.text) COLLATE pg_catalog.\"C\""
+					" OPERATOR(pg_catalog.=) CAST(%s AS pg_catalog.text))",
+					by_image, row, other);
+}
+
+/*
  * "the row has those old values", which are the parameters from that number on.
- * Their images are compared, so it does not matter whether their types know of
- * equality, and null is equal to null.  Where that is too strict, their text
- * counts as well.
  */
 static char *
 same_condition(PyrTarget *target, PyrForm *old_form, int number, bool for_many)
@@ -420,14 +436,8 @@ same_condition(PyrTarget *target, PyrForm *old_form, int number, bool for_many)
 						 cast_to_column(parameter(number + i, for_many), column));
 		by_text = by_text || has_many_images(column);
 	}
-	/* of two ROWs as such, SQL would compare each column */
-	if (!by_text)
-		return psprintf("CAST(ROW(%s) AS pg_catalog.record) OPERATOR(pg_catalog.*=) ROW(%s)",
-						here.data, there.data);
-	return psprintf("(CAST(ROW(%s) AS pg_catalog.record) OPERATOR(pg_catalog.*=) ROW(%s)"
-					" OR CAST(ROW(%s) AS pg_catalog.text) COLLATE pg_catalog.\"C\""
-					" OPERATOR(pg_catalog.=) CAST(ROW(%s) AS pg_catalog.text))",
-					here.data, there.data, here.data, there.data);
+	return same_rows(psprintf("ROW(%s)", here.data),
+					 psprintf("ROW(%s)", there.data), by_text);
 }
 
 /*
@@ -461,10 +471,15 @@ image_of(PyrStatement *statement, const char *prefix, bool for_many)
 static char *
 one_like_that(PyrStatement *statement, const char *table)
 {
-	return psprintf("(t.ctid, t.tableoid) = (SELECT e.ctid, e.tableoid FROM %s AS e"
-					" WHERE CAST(%s AS pg_catalog.record) OPERATOR(pg_catalog.*=) %s LIMIT 1)",
-					table, image_of(statement, "e.", false),
-					image_of(statement, NULL, false));
+	PyrTarget  *target = statement->target;
+	bool		by_text = false;
+
+	for (int i = 0; i < target->merge->nkey; i++)
+		by_text = by_text ||
+			has_many_images(&target->columns[target->merge->key[i]]);
+	return psprintf("(t.ctid, t.tableoid) = (SELECT e.ctid, e.tableoid FROM %s AS e WHERE %s LIMIT 1)",
+					table, same_rows(image_of(statement, "e.", false),
+									 image_of(statement, NULL, false), by_text));
 }
 
 /*
