@@ -1,5 +1,5 @@
-# A random schema: tables of all kinds of columns, with keys of all kinds, plain and in
-# partitions; and two slaves, on which each of them is laid out in another way, as it
+# A random schema: tables of all kinds of columns, with keys of all kinds and without,
+# plain and in partitions, logged one by one or as a whole; and two slaves, on which each of them is laid out in another way, as it
 # came.  Several sessions change rows on the master, while one changes the tables, by
 # py_log_sql.  After each round both slaves have the master's rows.
 #
@@ -74,8 +74,8 @@ sub make_table
 	my %made = (
 		name    => $name,
 		columns => [ map { [ "c$_", one_of(sort keys %type) ] } 1 .. 2 + rand 6 ],
-		kind    => one_of(qw(key key key pair unique parted)));
-	my $key = $made{kind} =~ /pair|parted/ ? [qw(id other)] : ['id'];
+		kind    => one_of(qw(key key pair unique none parted rooted)));
+	my $key = $made{kind} eq 'none' ? [] : $made{kind} =~ /pair|parted|rooted/ ? [qw(id other)] : ['id'];
 	$made{key} = $key;
 	unshift @{ $made{columns} }, [ 'id', 'int' ], [ 'other', 'int' ];
 	return $table{$name} = \%made;
@@ -92,6 +92,7 @@ sub key_of
 {
 	my ($table) = @_;
 	my $key = join(', ', @{ $table->{key} });
+	return '' if $table->{kind} eq 'none';
 	return $table->{kind} eq 'unique' ? ", UNIQUE ($key)" : ", PRIMARY KEY ($key)";
 }
 
@@ -107,11 +108,11 @@ sub create_on_master
 	my ($table) = @_;
 	my ($name, $kind) = @$table{qw(name kind)};
 	my $sql = "CREATE TABLE $name (" . columns_of($table, @{ $table->{columns} }) . key_of($table) . ')';
-	$sql .= $kind eq 'parted' ? in_parts($name, 'other', 3) : ";\n";
+	$sql .= $kind =~ /parted|rooted/ ? in_parts($name, 'other', 3) : ";\n";
 	foreach my $logged ($kind eq 'parted' ? map { "${name}_$_" } 0 .. 2 : $name)
 	{
 		$sql .= "SELECT py_log_create_tg('$logged'"
-		  . ($kind eq 'unique' ? q(, key => '{id}') : '')
+		  . ($kind eq 'unique' ? q(, key => '{id}') : $kind eq 'none' ? q(, key => '{*}') : $kind eq 'rooted' ? ', via_root => true' : '')
 		  . (rand() < 0.3 ? ', log_old => true' : '') . ");\n";
 	}
 	return $sql;
@@ -124,7 +125,7 @@ sub create_on_slave
 	my ($table, $layout) = @_;
 	my ($name, $kind) = @$table{qw(name kind)};
 	my @ways = ('same', 'shuffled', 'typed', 'elsewhere');
-	push @ways, 'parts' if $kind =~ /key|pair/;
+	push @ways, 'parts' if $kind =~ /key|pair|none|rooted/;
 	push @ways, 'view'  if $kind =~ /key|pair/;
 	my $way = $kind eq 'parted' ? one_of(qw(same elsewhere)) : one_of(@ways);
 	my $place = $way eq 'elsewhere' ? "other.moved_$name" : $name;
@@ -197,6 +198,8 @@ BEGIN
 	RETURN CASE
 		WHEN dice(10) < 4 THEN format('INSERT INTO %s (%s) VALUES (%s)', tab, array_to_string(names, ', '), array_to_string(vals, ', '))
 			|| ' ON CONFLICT DO NOTHING'
+		-- equal rows, where there can be any
+		WHEN dice(12) = 0 THEN format('INSERT INTO %1$s SELECT * FROM %1$s WHERE id = %2$s LIMIT 2', tab, dice(60))
 		WHEN dice(6) = 0 THEN format('UPDATE %s SET id = %s, other = %s WHERE id = %s', tab, dice(60), dice(60), dice(60))
 		WHEN dice(3) > 0 AND sets IS NOT NULL THEN format('UPDATE %s SET %s WHERE id %% 8 = %s', tab, sets, dice(8))
 		ELSE format('DELETE FROM %s WHERE id %% 20 = %s', tab, dice(20)) END;
@@ -237,9 +240,26 @@ SQL
 
 my $number = 100;
 
+# Partitions of a table that is logged as a whole are the master's own affair: one
+# goes, rows and all, is changed meanwhile or made anew, and comes back.
+sub other_parts
+{
+	my ($name) = @_;
+	my $n = int rand 3;
+	my $part = "${name}_$n";
+	return "BEGIN; ALTER TABLE $name DETACH PARTITION $part; "
+	  . one_of("UPDATE $part SET id = id + 60 WHERE id % 3 = 0; DELETE FROM $part WHERE id % 5 = 0",
+		"DROP TABLE $part; CREATE TABLE $part (LIKE $name INCLUDING ALL)",
+		"TRUNCATE $part; TRUNCATE ${name}_" . ($n + 1) % 3)
+	  . "; ALTER TABLE $name ATTACH PARTITION $part FOR VALUES WITH (MODULUS 3, REMAINDER $n); COMMIT";
+}
+
 # A statement for py_log_sql, and what to remember once it is done.
 sub some_ddl
 {
+	my @rooted = grep { $table{$_}{kind} eq 'rooted' } sort keys %table;
+	return (other_parts(one_of(@rooted)), sub { }) if @rooted && rand() < 0.25;
+
 	my @here = grep { my $t = $_; !grep { $layout{$_}{$t}{way} =~ /elsewhere|view/ } keys %layout } sort keys %table;
 	my $table = $table{ one_of(@here) };
 	my $name  = $table->{name};
@@ -304,7 +324,8 @@ foreach my $round (1 .. $rounds)
 	foreach (1 .. 4)
 	{
 		my ($sql, $then) = some_ddl();
-		my $log_sql = $sql =~ /SELECT py_log/
+		my $log_sql = $sql =~ /^BEGIN/ ? $sql
+		  : $sql =~ /SELECT py_log/
 		  ? 'BEGIN; SELECT py_log_sql($q$' . ($sql =~ s/SELECT py_log.*//sr) . '$q$); ' . ($sql =~ /(SELECT py_log.*)/s)[0] . ' COMMIT;'
 		  : 'SELECT py_log_sql($q$' . $sql . '$q$)';
 		my ($rc, $out, $err) = $master->psql('postgres', "SET lock_timeout = '20s'; $log_sql");
