@@ -37,22 +37,13 @@ sub slave_settings ($self, $master)
 sub setup_master ($self)
 {
 	$self->master->do('CREATE EXTENSION pyreplica');
-	foreach my $table (map { $self->logged($_) } @{ $self->{tables} })
+	foreach my $table (@{ $self->{tables} })
 	{
 		my $answer =
 		  $self->master->value('SELECT py_log_create_tg(?::text)', $table);
 		die "pyreplica: $answer\n" unless $answer =~ /created trigger/;
 	}
 	return;
-}
-
-# The table, or its partitions.
-sub logged ($self, $table)
-{
-	my @leaves = $self->master->column(
-		'SELECT relid::text FROM pg_partition_tree(?::regclass) WHERE isleaf',
-		$table);
-	return @leaves ? @leaves : $table;
 }
 
 sub pause_slave ($self)
