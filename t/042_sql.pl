@@ -268,6 +268,19 @@ unlike($captured, qr/public\.(parent|made_by_block)/, 'what the block did itself
 like($captured, qr/INSERT INTO public\.trail.*UPDATE 3.*DELETE 2'.*DELETE FROM public\.child WHERE id='2'/s, 'but what came of it');
 like(refusal(q(SELECT py_log_sql('DO $$BEGIN PERFORM py_log_create_tg(''made_by_block''); ALTER TABLE made_by_block ADD PRIMARY KEY (id); PERFORM py_log_create_tg(''made_by_block''); END$$'))),
 	qr/log triggers cannot be created by a statement that is passed on.*py_log_create_tg.*statement of its own/s, 'log triggers are made by statements of their own');
+
+# What came of it is sent as rows, which come after the block: so it must not be changed
+# once more.
+foreach my $again (
+	'INSERT INTO parent VALUES (4); INSERT INTO child VALUES (4, 4)',
+	'UPDATE child SET p = 5 WHERE id = 6',
+	q(DELETE FROM trail))
+{
+	like(refusal("SELECT py_log_sql('DO \$\$BEGIN DELETE FROM parent WHERE id = 4; $again; END\$\$')"),
+		qr/cannot change table "(child|trail)" after a trigger or foreign key did.*sent as rows, after the statement.*Make several statements of it/s, "refused: $again");
+}
+pass_on('DO $$BEGIN UPDATE child SET p = 5 WHERE id = 6; DELETE FROM parent WHERE id = 4; END$$; INSERT INTO parent VALUES (4); INSERT INTO child VALUES (4, 4)');
+is_like('the other way round, and several statements', 'parent', 'child', 'trail');
 pass_on('UPDATE parent SET n = 5', 'DELETE FROM parent WHERE id = 3', 'TRUNCATE trail', q(SELECT leave FROM (SELECT setval('trail_id_seq', 1000)) s(leave)), 'INSERT INTO parent VALUES (21, 1)');
 is_like('plain changes of rows', 'parent', 'child', 'trail');
 

@@ -21,6 +21,10 @@
  * foreign keys change, which have the statement call the triggers, by the commands
  * that they did it with.
  *
+ * On slaves, what is logged comes after all that the statement does by itself.  So a
+ * table must not be changed by it once triggers or foreign keys have changed it: that is
+ * refused, as the two may be about the same row.
+ *
  *-------------------------------------------------------------------------
  */
 #include "postgres.h"
@@ -49,6 +53,7 @@
 #include "utils/guc.h"
 #include "utils/lsyscache.h"
 #include "utils/memutils.h"
+#include "utils/rel.h"
 
 PG_FUNCTION_INFO_V1(py_log_sql);
 
@@ -59,6 +64,9 @@ static int	begun_at = NOT_RUNNING;
 /* the commands of this transaction that foreign keys have used since */
 static Bitmapset *key_commands = NULL;
 static ExecutorStart_hook_type prev_executor_start = NULL;
+
+/* tables whose changes, made by triggers or foreign keys, have been logged since */
+static List *logged_tables = NIL;
 
 static int
 trigger_depth(void)
@@ -119,6 +127,8 @@ pyr_sql_leave(int before)
 	begun_at = before;
 	bms_free(key_commands);
 	key_commands = NULL;
+	list_free(logged_tables);
+	logged_tables = NIL;
 }
 
 /*
@@ -149,6 +159,32 @@ is_by_foreign_key(TriggerData *trigdata)
 	return bms_is_member(cid, key_commands);
 }
 
+static void
+note_logged(Relation rel)
+{
+	MemoryContext oldcontext = MemoryContextSwitchTo(TopTransactionContext);
+
+	logged_tables = list_append_unique_oid(logged_tables, RelationGetRelid(rel));
+	MemoryContextSwitchTo(oldcontext);
+}
+
+/*
+ * The statement changes the table by itself.  (A slave that forwards the statement
+ * is to do what its master has done.)
+ */
+static void
+check_not_logged(Relation rel)
+{
+	if (list_member_oid(logged_tables, RelationGetRelid(rel)) &&
+		SessionReplicationRole != SESSION_REPLICATION_ROLE_REPLICA)
+		ereport(ERROR,
+				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+				 errmsg("a statement that is passed on to slaves cannot change table \"%s\" after a trigger or foreign key did",
+						RelationGetRelationName(rel)),
+				 errdetail("Slaves would do it in the other order: triggers and foreign keys do not fire there, so what they changed is sent as rows, after the statement."),
+				 errhint("Make several statements of it for py_log_sql: what INSERT, UPDATE and DELETE change is sent as rows, in order.")));
+}
+
 /*
  * Whether the change that a log trigger has been called for is one that slaves make
  * by running the statement: it comes from the statement itself, or functions that it
@@ -157,8 +193,15 @@ is_by_foreign_key(TriggerData *trigdata)
 bool
 pyr_sql_makes_change(TriggerData *trigdata)
 {
-	return begun_at != NOT_RUNNING && trigger_depth() == begun_at + 1 &&
-		!is_by_foreign_key(trigdata);
+	if (begun_at == NOT_RUNNING)
+		return false;
+	if (trigger_depth() != begun_at + 1 || is_by_foreign_key(trigdata))
+	{
+		note_logged(trigdata->tg_relation);
+		return false;
+	}
+	check_not_logged(trigdata->tg_relation);
+	return true;
 }
 
 /*
