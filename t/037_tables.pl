@@ -199,6 +199,48 @@ is_equal('by_leaf', 'without a partition that was detached while others went on'
 is(sql(q(SELECT py_log_drop_tg('by_leaf'))), 'dropped trigger on by_leaf', 'and its end');
 is(sql(q(SELECT count(*) FROM pg_trigger t JOIN pg_class c ON c.oid = tgrelid WHERE tgname ~ 'py_log' AND relname ~ '^by_leaf')), '0', 'leaves nothing behind');
 
+# Partitions that come in other ways.
+$slave->safe_psql('postgres', 'CREATE TABLE comers (id int PRIMARY KEY, a text)');
+sql(<<'SQL');
+CREATE TABLE comers (id int PRIMARY KEY, a text) PARTITION BY RANGE (id);
+CREATE TABLE comers_0 PARTITION OF comers FOR VALUES FROM (0) TO (100);
+INSERT INTO comers SELECT i, 'first' FROM generate_series(1, 9) i;
+SELECT py_log_create_tg('comers', via_root => true);
+SQL
+ok(is_ready('comers'), 'one more as a whole');
+sql(<<'SQL');
+CREATE SCHEMA side CREATE TABLE comers_1 PARTITION OF public.comers FOR VALUES FROM (100) TO (200);
+INSERT INTO comers SELECT i, 'with a schema' FROM generate_series(100, 109) i;
+ALTER TABLE comers ALTER a SET DEFAULT 'x';
+SQL
+is_equal('comers', 'a partition that is created with its schema is not told of twice', 'id, a');
+sql('TRUNCATE side.comers_1; INSERT INTO comers SELECT i, \'new\' FROM generate_series(105, 109) i');
+is_equal('comers', 'and can be truncated', 'id, a');
+like(($master->psql('postgres', 'DROP SCHEMA side CASCADE'))[2], qr/slaves are not told of the rows that were dropped with partition side\.comers_1/, 'if it goes with its schema there is a warning');
+sql('CREATE TABLE comers_2 (id int PRIMARY KEY, a text)');
+log_table($master, 'comers_2');
+sql(q(INSERT INTO comers_2 VALUES (200, 'was logged')));
+like(($master->psql('postgres', 'ALTER TABLE comers ATTACH PARTITION comers_2 FOR VALUES FROM (200) TO (300)'))[2], qr/"!py_log_replica_tg" for relation "comers_2" already exists/, 'a table with a log trigger cannot be attached');
+sql('DROP TRIGGER "!py_log_replica_tg" ON comers_2; ALTER TABLE comers ATTACH PARTITION comers_2 FOR VALUES FROM (200) TO (300)');
+is_equal('comers WHERE id >= 200', 'one that still has the other trigger can', 'id, a');
+my ($hushed, $nothing, $told) = $master->psql('postgres', <<'SQL');
+SET session_replication_role = replica;
+CREATE TABLE comers_3 PARTITION OF comers FOR VALUES FROM (300) TO (400);
+INSERT INTO comers VALUES (300, 'unheard');
+ALTER TABLE comers DETACH PARTITION comers_0;
+SET session_replication_role = origin;
+INSERT INTO comers VALUES (301, 'heard');
+ALTER TABLE comers ALTER a SET DEFAULT 'y';
+TRUNCATE comers_3;
+SQL
+like($told, qr/have not been told of the rows that partition public\.comers_3 had/, 'what was not noticed when it came is warned of later');
+like($told, qr/have not been told of the rows that went with partition public\.comers_0/, 'or when it went');
+is_equal('comers WHERE id >= 200', 'but rows are logged once', 'id, a');
+$slave->safe_psql('postgres', q(SELECT pyreplica_resync('comers')));
+ok(is_ready('comers'), 'a resync');
+is_equal('comers', 'makes it right', 'id, a');
+is(status_value($slave, 'last_error'), '', 'all without an error');
+
 # A key that is unique in each partition only is none of the whole.
 sql(<<'SQL');
 CREATE TABLE twice (id int NOT NULL, part int NOT NULL, a text) PARTITION BY LIST (part);

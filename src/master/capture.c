@@ -75,6 +75,7 @@
 
 PG_FUNCTION_INFO_V1(py_log_replica);
 PG_FUNCTION_INFO_V1(py_log_rows);
+PG_FUNCTION_INFO_V1(py_log_is_ours);
 
 /* trigger nesting that we keep an eye on; deeper ones count as the deepest */
 #define MAX_DEPTH	32
@@ -878,6 +879,15 @@ py_log_rows(PG_FUNCTION_ARGS)
 	table_close(root_rel, NoLock);
 	table_close(rel, NoLock);
 	PG_RETURN_INT64(nrows);
+}
+
+/*
+ * py_log_is_ours(id xid): whether that is the running transaction, or a part of it.
+ */
+Datum
+py_log_is_ours(PG_FUNCTION_ARGS)
+{
+	PG_RETURN_BOOL(TransactionIdIsCurrentTransactionId(PG_GETARG_TRANSACTIONID(0)));
 }
 
 /*
