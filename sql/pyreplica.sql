@@ -494,6 +494,12 @@ CREATE FUNCTION py_log_rows(tab regclass, trigger oid, are_deleted boolean)
 RETURNS bigint
 AS 'MODULE_PATHNAME' LANGUAGE C VOLATILE STRICT;
 
+-- Nothing is ever in it.  Who attaches a partition whose rows are logged locks it in row
+-- exclusive mode, who reads a table with its partitions for a slave in share mode.
+CREATE TABLE replica_partition_lock ();
+COMMENT ON TABLE replica_partition_lock IS
+'pyreplica: keeps partitions from being attached to a table while a slave reads it';
+
 -- Whether the running transaction, or a part of it, has that number.
 CREATE FUNCTION py_log_is_ours(id xid)
 RETURNS boolean
@@ -565,6 +571,7 @@ BEGIN
 				RAISE WARNING 'slaves have not been told of the rows that partition % had when it came to table %', part.relid, command.tab
 					USING HINT = 'Call pyreplica_resync for the partitioned table on the slave.';
 			ELSIF command.via_root AND part.relkind = 'r' AND is_passed IS NOT FALSE THEN
+				LOCK TABLE @extschema@.replica_partition_lock IN ROW EXCLUSIVE MODE;
 				IF is_passed THEN
 					PERFORM @extschema@.py_log_there(format('DELETE FROM ONLY %s', part.relid));
 				END IF;
@@ -1575,6 +1582,8 @@ BEGIN
 	EXECUTE format('GRANT EXECUTE ON FUNCTION @extschema@.py_log_fetch(pg_snapshot, integer, integer, text, text, boolean) TO %I', role);
 	EXECUTE format('GRANT EXECUTE ON FUNCTION @extschema@.py_log_rotate() TO %I', role);
 	EXECUTE format('GRANT SELECT ON @extschema@.py_log_tables TO %I', role);
+	-- what it takes to lock it
+	EXECUTE format('GRANT UPDATE ON @extschema@.replica_partition_lock TO %I', role);
 	EXECUTE format('GRANT EXECUTE ON FUNCTION @extschema@.py_log_sequences() TO %I', role);
 	EXECUTE format('GRANT EXECUTE ON FUNCTION @extschema@.py_log_arguments(oid), @extschema@.py_log_options(oid), @extschema@.py_log_primary_key(regclass), @extschema@.py_log_row_columns(regclass, text[]), @extschema@.py_log_filter(regclass, text) TO %I', role);
 	EXECUTE format('GRANT EXECUTE ON FUNCTION @extschema@.py_log_key(oid), @extschema@.py_log_is_unique(oid, text[]), @extschema@.py_log_order(oid, oid), @extschema@.py_log_describe(text, text, boolean), @extschema@.py_log_untranslatable(text, text[], text) TO %I', role);
@@ -2263,7 +2272,7 @@ REVOKE ALL ON replica_log, replica_log_1, replica_log_2, replica_log_3,
 	replica_log_sql, replica_log_state, replica_slave, pyreplica_slaves,
 	pyreplica_position, pyreplica_status, py_log_tables, pyreplica_table,
 	pyreplica_tables, pyreplica_definition, pyreplica_difference, replica_dump,
-	py_log_sequence_use, pyreplica_sequence,
+	py_log_sequence_use, pyreplica_sequence, replica_partition_lock,
 	pyreplica_conflict_resolution, pyreplica_conflicts,
 	pyreplica_conflict_counts, pyreplica_failure, pyreplica_failure_change,
 	pyreplica_skip_request, pyreplica_mapping, pyreplica_place FROM PUBLIC;

@@ -241,6 +241,19 @@ ok(is_ready('comers'), 'a resync');
 is_equal('comers', 'makes it right', 'id, a');
 is(status_value($slave, 'last_error'), '', 'all without an error');
 
+# While the table is read for a slave, no partition is attached; and the other way round.
+sql('CREATE TABLE comers_4 (id int PRIMARY KEY, a text); INSERT INTO comers_4 VALUES (400, \'late\')');
+my $reader = $master->background_psql('postgres');
+$reader->query_safe('BEGIN; LOCK TABLE replica_partition_lock IN SHARE MODE');
+like(($master->psql('postgres', q(SET lock_timeout = '50ms'; ALTER TABLE comers ATTACH PARTITION comers_4 FOR VALUES FROM (400) TO (500))))[2], qr/canceling statement due to lock timeout/, 'who attaches a partition waits for who reads the table');
+$reader->query_safe('COMMIT; BEGIN; ALTER TABLE comers ATTACH PARTITION comers_4 FOR VALUES FROM (400) TO (500)');
+$slave->safe_psql('postgres', q(SELECT pyreplica_resync('comers')));
+ok(stays_true(sub { $slave->safe_psql('postgres', q(SELECT state FROM pyreplica_tables WHERE tablename = 'comers')) ne 'ready' }, 1), 'and who reads waits for who attaches');
+$reader->query_safe('COMMIT');
+$reader->quit;
+ok(is_ready('comers'), 'but no longer');
+is_equal('comers', 'rows of such a partition come once', 'id, a');
+
 # A key that is unique in each partition only is none of the whole.
 sql(<<'SQL');
 CREATE TABLE twice (id int NOT NULL, part int NOT NULL, a text) PARTITION BY LIST (part);
