@@ -372,6 +372,7 @@ DECLARE
 	existed	boolean;
 	keeps_oid boolean;
 	part	regclass;
+	owner	name;
 BEGIN
 	SELECT c.oid, c.relkind, c.relpersistence INTO tab, kind, persistence
 	  FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
@@ -481,6 +482,16 @@ BEGIN
 		END IF;
 		PERFORM pg_notify('replicas', 'tables');
 	END IF;
+
+	-- the server wants that of whoever creates a partition and with it the trigger
+	FOR owner IN
+		SELECT DISTINCT r.rolname FROM pg_partition_tree(tab) p
+		  JOIN pg_class c ON c.oid = p.relid AND c.relkind = 'p'
+		  JOIN pg_roles r ON r.oid = c.relowner
+		 WHERE NOT has_function_privilege(r.oid, '@extschema@.py_log_replica()', 'EXECUTE')
+	LOOP
+		EXECUTE format('GRANT EXECUTE ON FUNCTION @extschema@.py_log_replica() TO %I', owner);
+	END LOOP;
 
 	RETURN format('created trigger on %s (%s)', tablename,
 				  CASE WHEN whole_row THEN '*' ELSE array_to_string(key, ',') END);

@@ -254,6 +254,27 @@ $reader->quit;
 ok(is_ready('comers'), 'but no longer');
 is_equal('comers', 'rows of such a partition come once', 'id, a');
 
+# Whoever owns a partitioned table can go on making partitions of it.
+on_both($master, $slave, 'CREATE ROLE tenant; GRANT ALL ON SCHEMA public TO tenant');
+$slave->safe_psql('postgres', 'CREATE TABLE rented (id int PRIMARY KEY, a text)');
+sql('SET ROLE tenant; CREATE TABLE rented (id int PRIMARY KEY, a text) PARTITION BY RANGE (id)');
+log_table($master, 'rented');
+sql(q(SELECT py_log_create_tg('rented', via_root => true)));
+sql(<<'SQL');
+SET ROLE tenant;
+CREATE TABLE rented_1 PARTITION OF rented FOR VALUES FROM (0) TO (10);
+CREATE TABLE rented_2 (id int PRIMARY KEY, a text);
+INSERT INTO rented_2 VALUES (10, 'attached'), (11, 'attached');
+INSERT INTO rented VALUES (1, 'created');
+ALTER TABLE rented ATTACH PARTITION rented_2 FOR VALUES FROM (10) TO (20);
+INSERT INTO rented VALUES (2, 'truncated');
+TRUNCATE rented_1;
+ALTER TABLE rented DETACH PARTITION rented_1;
+DROP TABLE rented_1;
+SQL
+ok(is_ready('rented'), 'a table of somebody who is no superuser');
+is_equal('rented', 'and its partitions', 'id, a');
+
 # A key that is unique in each partition only is none of the whole.
 sql(<<'SQL');
 CREATE TABLE twice (id int NOT NULL, part int NOT NULL, a text) PARTITION BY LIST (part);
