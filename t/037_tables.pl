@@ -275,6 +275,24 @@ SQL
 ok(is_ready('rented'), 'a table of somebody who is no superuser');
 is_equal('rented', 'and its partitions', 'id, a');
 
+# All partitions have the key of the whole, whatever is unique in one of them alone.
+$slave->safe_psql('postgres', 'CREATE TABLE rekeyed (id int, part int, n int, PRIMARY KEY (id, part, n))');
+sql(<<'SQL');
+CREATE TABLE rekeyed (id int NOT NULL, part int NOT NULL, n int NOT NULL, CONSTRAINT k UNIQUE (id, part)) PARTITION BY LIST (part);
+CREATE TABLE rekeyed_1 PARTITION OF rekeyed FOR VALUES IN (1);
+CREATE TABLE rekeyed_2 (n int NOT NULL, part int NOT NULL, id int NOT NULL);
+ALTER TABLE rekeyed ATTACH PARTITION rekeyed_2 FOR VALUES IN (2);
+SELECT py_log_create_tg('rekeyed', via_root => true, key => '{id,part}');
+ALTER TABLE rekeyed DROP CONSTRAINT k, ADD PRIMARY KEY (id, part, n);
+CREATE UNIQUE INDEX ON rekeyed_1 (id, part);
+INSERT INTO rekeyed VALUES (1, 1, 1), (1, 2, 1), (1, 2, 2);
+DELETE FROM rekeyed WHERE n = 1;
+SQL
+is(sql(q(SELECT string_agg(statement, '; ' ORDER BY statement) FROM replica_log_sql WHERE tablename = 'rekeyed' AND operation = 'DELETE')),
+	q(DELETE FROM public.rekeyed WHERE id='1' AND part='1' AND n='1'; DELETE FROM public.rekeyed WHERE id='1' AND part='2' AND n='1'), 'in the log there is one key');
+ok(is_ready('rekeyed'), 'by which it is copied');
+is_equal('rekeyed', 'and followed', 'id, part, n');
+
 # A key that is unique in each partition only is none of the whole.
 sql(<<'SQL');
 CREATE TABLE twice (id int NOT NULL, part int NOT NULL, a text) PARTITION BY LIST (part);
