@@ -415,6 +415,14 @@ BEGIN
 	   AND t.tgfoid = '@extschema@.py_log_replica'::regproc;
 	log_old := coalesce(log_old, was.log_old, false);
 	via_root := coalesce(via_root, was.via_root, false) AND kind = 'p';
+	SELECT c.oid, c.relkind INTO part, kind
+	  FROM pg_partition_tree(tab) p JOIN pg_class c ON c.oid = p.relid
+	 WHERE p.level > 0 AND (c.relpersistence = 'u' OR c.relkind = 'f' AND via_root) LIMIT 1;
+	IF part IS NOT NULL THEN
+		RETURN format(' partition %s of table %s is %s!', part, tablename,
+					  CASE kind WHEN 'f' THEN 'a foreign table (couldn''t be replicated)'
+					  ELSE format('unlogged, a crash empties it (couldn''t be replicated; ALTER TABLE %s SET LOGGED)', part) END);
+	END IF;
 	ignore_truncate := coalesce(ignore_truncate, was.ignore_truncate, false);
 	IF key = '{*}' AND NOT EXISTS (SELECT FROM pg_attribute a WHERE a.attrelid = tab AND a.attname = '*' AND NOT a.attisdropped) THEN
 		whole_row := true;
@@ -602,6 +610,20 @@ BEGIN
 			PERFORM pg_notify('replicas', 'tables');
 		END LOOP;
 
+		-- those that cannot be replicated
+		FOR part IN
+			SELECT p.relid, c.relkind FROM pg_partition_tree(command.tab) p
+			  JOIN pg_class c ON c.oid = p.relid
+			  JOIN pg_inherits i ON i.inhrelid = p.relid AND @extschema@.py_log_is_ours(i.xmin)
+			 WHERE c.relpersistence = 'u' OR c.relkind = 'f' AND command.via_root
+		LOOP
+			RAISE WARNING 'partition % of table %, which is replicated, is %', part.relid, command.tab,
+				CASE part.relkind WHEN 'f' THEN 'a foreign table, of whose rows slaves have not been told'
+				ELSE 'unlogged: slaves will not notice when a crash empties it' END
+				USING HINT = CASE part.relkind WHEN 'f' THEN 'Call pyreplica_resync for the partitioned table on the slave.'
+				ELSE format('ALTER TABLE %s SET LOGGED', part.relid) END;
+		END LOOP;
+
 		-- those that have gone
 		FOR part IN
 			SELECT t.tgrelid::regclass AS relid, t.tgname, c.relkind,
@@ -660,7 +682,7 @@ END
 $$;
 
 CREATE EVENT TRIGGER py_log_partitions ON ddl_command_end
-WHEN TAG IN ('CREATE TABLE', 'ALTER TABLE', 'CREATE SCHEMA')
+WHEN TAG IN ('CREATE TABLE', 'CREATE FOREIGN TABLE', 'ALTER TABLE', 'CREATE SCHEMA')
 EXECUTE FUNCTION @extschema@.py_log_partitions();
 CREATE EVENT TRIGGER py_log_partitions_dropped ON sql_drop
 WHEN TAG IN ('DROP TABLE', 'DROP SCHEMA', 'DROP OWNED')

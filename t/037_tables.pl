@@ -366,6 +366,17 @@ SQL
 }
 is_equal('logged', 'TRUNCATE goes to the children as well', 'id, a');
 
+# Partitions that cannot be.
+sql('CREATE TABLE mixed (id int) PARTITION BY RANGE (id); CREATE UNLOGGED TABLE mixed_1 PARTITION OF mixed FOR VALUES FROM (0) TO (10)');
+is(sql(q(SELECT py_log_create_tg('mixed', via_root => true, key => '{*}'))), q( partition public.mixed_1 of table mixed is unlogged, a crash empties it (couldn't be replicated; ALTER TABLE public.mixed_1 SET LOGGED)!), 'an unlogged partition');
+sql('DROP TABLE mixed_1; CREATE FOREIGN DATA WRAPPER nothing; CREATE SERVER nowhere FOREIGN DATA WRAPPER nothing; CREATE FOREIGN TABLE mixed_2 PARTITION OF mixed FOR VALUES FROM (10) TO (20) SERVER nowhere');
+is(sql(q(SELECT py_log_create_tg('mixed', via_root => true, key => '{*}'))), q( partition public.mixed_2 of table mixed is a foreign table (couldn't be replicated)!), 'a foreign one');
+sql('ALTER TABLE mixed DETACH PARTITION mixed_2');
+is(sql(q(SELECT py_log_create_tg('mixed', via_root => true, key => '{*}'))), 'created trigger on mixed (*)', 'the others');
+like(($master->psql('postgres', 'CREATE UNLOGGED TABLE mixed_1 PARTITION OF mixed FOR VALUES FROM (0) TO (10)'))[2], qr/partition public\.mixed_1 of table public\.mixed, which is replicated, is unlogged/, 'one that comes is warned of');
+like(($master->psql('postgres', 'ALTER TABLE mixed ATTACH PARTITION mixed_2 FOR VALUES FROM (10) TO (20)'))[2], qr/is a foreign table, of whose rows slaves have not been told/, 'and so is the other');
+sql(q(SELECT py_log_drop_tg('mixed')));
+
 # What cannot be replicated says so, and does not keep the others from it.
 sql(<<'SQL');
 CREATE UNLOGGED TABLE fleeting (id int PRIMARY KEY);
