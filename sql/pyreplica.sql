@@ -372,6 +372,7 @@ DECLARE
 	existed	boolean;
 	keeps_oid boolean;
 	part	regclass;
+	owner	name;
 BEGIN
 	SELECT c.oid, c.relkind, c.relpersistence INTO tab, kind, persistence
 	  FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
@@ -414,6 +415,14 @@ BEGIN
 	   AND t.tgfoid = '@extschema@.py_log_replica'::regproc;
 	log_old := coalesce(log_old, was.log_old, false);
 	via_root := coalesce(via_root, was.via_root, false) AND kind = 'p';
+	SELECT c.oid, c.relkind INTO part, kind
+	  FROM pg_partition_tree(tab) p JOIN pg_class c ON c.oid = p.relid
+	 WHERE p.level > 0 AND (c.relpersistence = 'u' OR c.relkind = 'f' AND via_root) LIMIT 1;
+	IF part IS NOT NULL THEN
+		RETURN format(' partition %s of table %s is %s!', part, tablename,
+					  CASE kind WHEN 'f' THEN 'a foreign table (couldn''t be replicated)'
+					  ELSE format('unlogged, a crash empties it (couldn''t be replicated; ALTER TABLE %s SET LOGGED)', part) END);
+	END IF;
 	ignore_truncate := coalesce(ignore_truncate, was.ignore_truncate, false);
 	IF key = '{*}' AND NOT EXISTS (SELECT FROM pg_attribute a WHERE a.attrelid = tab AND a.attname = '*' AND NOT a.attisdropped) THEN
 		whole_row := true;
@@ -482,6 +491,16 @@ BEGIN
 		PERFORM pg_notify('replicas', 'tables');
 	END IF;
 
+	-- the server wants that of whoever creates a partition and with it the trigger
+	FOR owner IN
+		SELECT DISTINCT r.rolname FROM pg_partition_tree(tab) p
+		  JOIN pg_class c ON c.oid = p.relid AND c.relkind = 'p'
+		  JOIN pg_roles r ON r.oid = c.relowner
+		 WHERE NOT has_function_privilege(r.oid, '@extschema@.py_log_replica()', 'EXECUTE')
+	LOOP
+		EXECUTE format('GRANT EXECUTE ON FUNCTION @extschema@.py_log_replica() TO %I', owner);
+	END LOOP;
+
 	RETURN format('created trigger on %s (%s)', tablename,
 				  CASE WHEN whole_row THEN '*' ELSE array_to_string(key, ',') END);
 END
@@ -494,10 +513,44 @@ CREATE FUNCTION py_log_rows(tab regclass, trigger oid, are_deleted boolean)
 RETURNS bigint
 AS 'MODULE_PATHNAME' LANGUAGE C VOLATILE STRICT;
 
+-- Nothing is ever in it.  Who attaches a partition whose rows are logged locks it in row
+-- exclusive mode, who reads a table with its partitions for a slave in share mode.
+CREATE TABLE replica_partition_lock ();
+COMMENT ON TABLE replica_partition_lock IS
+'pyreplica: keeps partitions from being attached to a table while a slave reads it';
+
+-- Whether the running transaction, or a part of it, has that number.
+CREATE FUNCTION py_log_is_ours(id xid)
+RETURNS boolean
+AS 'MODULE_PATHNAME' LANGUAGE C STABLE STRICT;
+
+-- What py_log_sql is running, if anything: true: a definition; false: what can call
+-- functions that define something; NULL: nothing.  (Whoever drops a table may ask.)
+CREATE FUNCTION py_log_passed_on()
+RETURNS boolean
+AS 'MODULE_PATHNAME' LANGUAGE C STABLE;
+
+-- For our own use within a statement that is passed on: one more for slaves alone, and
+-- one for here alone.
+CREATE FUNCTION py_log_there(statement text)
+RETURNS void
+AS 'MODULE_PATHNAME' LANGUAGE C VOLATILE STRICT;
+CREATE FUNCTION py_log_only_here(statement text)
+RETURNS void
+AS 'MODULE_PATHNAME' LANGUAGE C VOLATILE STRICT;
+
 -- Partitions come and go: the server clones row triggers to those that are created or
 -- attached, and takes them away when they are detached.  The triggers for TRUNCATE are
 -- ours to care for.  If changes are logged as those of the topmost table, rows that come
 -- or go with their partition are, too.
+--
+-- That is so only for what this transaction has attached or detached.  What came or went
+-- unnoticed (event triggers do not fire in a replica) may have been logged since, row by
+-- row, and must not be once more.
+--
+-- A definition that is passed on attaches or detaches on slaves as well: there, what is
+-- detached takes its rows along; what is attached may have some already or not, and
+-- gets ours in their place.
 CREATE FUNCTION py_log_partitions()
 RETURNS event_trigger
 LANGUAGE plpgsql SECURITY DEFINER
@@ -507,9 +560,11 @@ AS $$
 DECLARE
 	command	record;
 	part	record;
+	is_passed boolean := @extschema@.py_log_passed_on();
 BEGIN
 	FOR command IN
-		SELECT DISTINCT p.tab, p.top, o.via_root, @extschema@.py_log_arguments(p.top) AS args, t.tgenabled
+		SELECT DISTINCT p.tab, p.top, o.via_root, m.tgargs, t.tgenabled,
+			   CASE WHEN o.via_root THEN '!py_log_part_tg' ELSE '!py_log_truncate_tg' END AS tgname
 		  FROM pg_event_trigger_ddl_commands() d
 		  JOIN pg_trigger t ON t.tgrelid = d.objid AND t.tgname = '!py_log_replica_tg'
 		   AND t.tgfoid = '@extschema@.py_log_replica'::regproc
@@ -521,41 +576,74 @@ BEGIN
 	LOOP
 		-- those that have come
 		FOR part IN
-			SELECT p.relid, c.relkind FROM pg_partition_tree(command.tab) p
+			SELECT p.relid, c.relkind,
+				   EXISTS (SELECT FROM pg_partition_ancestors(p.relid) a JOIN pg_inherits i ON i.inhrelid = a.relid
+							WHERE @extschema@.py_log_is_ours(i.xmin)) AS is_new
+			  FROM pg_partition_tree(command.tab) p
 			  JOIN pg_class c ON c.oid = p.relid AND c.relkind IN ('r', 'p')
 			 WHERE p.level > 0
 			   AND NOT EXISTS (SELECT FROM pg_trigger t WHERE t.tgrelid = p.relid
-								  AND t.tgname IN ('!py_log_part_tg', '!py_log_truncate_tg'))
+								  AND t.tgname = command.tgname AND t.tgargs = command.tgargs
+								  AND t.tgfoid = '@extschema@.py_log_replica'::regproc)
 		LOOP
-			IF command.via_root AND part.relkind = 'r' THEN
+			IF command.via_root AND part.relkind = 'r' AND NOT part.is_new THEN
+				RAISE WARNING 'slaves have not been told of the rows that partition % had when it came to table %', part.relid, command.tab
+					USING HINT = 'Call pyreplica_resync for the partitioned table on the slave.';
+			ELSIF command.via_root AND part.relkind = 'r' AND is_passed IS NOT FALSE THEN
+				LOCK TABLE @extschema@.replica_partition_lock IN ROW EXCLUSIVE MODE;
+				IF is_passed THEN
+					PERFORM @extschema@.py_log_there(format('DELETE FROM ONLY %s', part.relid));
+				END IF;
 				PERFORM @extschema@.py_log_rows(part.relid, command.top, false);
 			END IF;
-			EXECUTE format('CREATE TRIGGER %I %s TRUNCATE ON %s FOR EACH STATEMENT EXECUTE FUNCTION @extschema@.py_log_replica(%s)',
-						   CASE WHEN command.via_root THEN '!py_log_part_tg' ELSE '!py_log_truncate_tg' END,
+			PERFORM @extschema@.py_log_only_here(format('DROP TRIGGER IF EXISTS %I ON %s', x, part.relid))
+			   FROM unnest('{!py_log_part_tg,!py_log_truncate_tg}'::text[]) AS x;
+			PERFORM @extschema@.py_log_only_here(format('CREATE TRIGGER %I %s TRUNCATE ON %s FOR EACH STATEMENT EXECUTE FUNCTION @extschema@.py_log_replica(%s)',
+						   command.tgname,
 						   CASE WHEN command.via_root THEN 'BEFORE' ELSE 'AFTER' END, part.relid,
-						   (SELECT string_agg(quote_literal(x), ', ' ORDER BY n) FROM unnest(command.args) WITH ORDINALITY AS u(x, n)));
+						   (SELECT string_agg(quote_literal(x), ', ' ORDER BY n)
+							  FROM unnest(@extschema@.py_log_arguments(command.top)) WITH ORDINALITY AS u(x, n))));
 			IF command.tgenabled IN ('A', 'R') THEN
-				EXECUTE format('ALTER TABLE ONLY %s ENABLE %s TRIGGER %I', part.relid,
-							   CASE command.tgenabled WHEN 'A' THEN 'ALWAYS' ELSE 'REPLICA' END,
-							   CASE WHEN command.via_root THEN '!py_log_part_tg' ELSE '!py_log_truncate_tg' END);
+				PERFORM @extschema@.py_log_only_here(format('ALTER TABLE ONLY %s ENABLE %s TRIGGER %I', part.relid,
+							   CASE command.tgenabled WHEN 'A' THEN 'ALWAYS' ELSE 'REPLICA' END, command.tgname));
 			END IF;
 			PERFORM pg_notify('replicas', 'tables');
 		END LOOP;
 
+		-- those that cannot be replicated
+		FOR part IN
+			SELECT p.relid, c.relkind FROM pg_partition_tree(command.tab) p
+			  JOIN pg_class c ON c.oid = p.relid
+			  JOIN pg_inherits i ON i.inhrelid = p.relid AND @extschema@.py_log_is_ours(i.xmin)
+			 WHERE c.relpersistence = 'u' OR c.relkind = 'f' AND command.via_root
+		LOOP
+			RAISE WARNING 'partition % of table %, which is replicated, is %', part.relid, command.tab,
+				CASE part.relkind WHEN 'f' THEN 'a foreign table, of whose rows slaves have not been told'
+				ELSE 'unlogged: slaves will not notice when a crash empties it' END
+				USING HINT = CASE part.relkind WHEN 'f' THEN 'Call pyreplica_resync for the partitioned table on the slave.'
+				ELSE format('ALTER TABLE %s SET LOGGED', part.relid) END;
+		END LOOP;
+
 		-- those that have gone
 		FOR part IN
-			SELECT t.tgrelid::regclass AS relid, t.tgname, c.relkind FROM pg_trigger t
+			SELECT t.tgrelid::regclass AS relid, t.tgname, c.relkind,
+				   @extschema@.py_log_is_ours(top.xmin) AS is_new
+			  FROM pg_trigger t
 			  JOIN pg_class c ON c.oid = t.tgrelid
+			  JOIN pg_class top ON top.oid = coalesce(pg_partition_root(c.oid), c.oid)
 			 WHERE t.tgname IN ('!py_log_part_tg', '!py_log_truncate_tg')
 			   AND t.tgfoid = '@extschema@.py_log_replica'::regproc
-			   AND @extschema@.py_log_arguments(t.oid) = command.args
+			   AND t.tgargs = command.tgargs
 			   AND NOT EXISTS (SELECT FROM pg_trigger r WHERE r.tgrelid = t.tgrelid
 								  AND r.tgfoid = t.tgfoid AND r.tgtype & 1 = 1)
 		LOOP
-			IF command.via_root AND part.relkind = 'r' THEN
+			IF command.via_root AND part.relkind = 'r' AND NOT part.is_new THEN
+				RAISE WARNING 'slaves have not been told of the rows that went with partition % from table %', part.relid, command.tab
+					USING HINT = 'Call pyreplica_resync for the partitioned table on the slave.';
+			ELSIF command.via_root AND part.relkind = 'r' AND is_passed IS NULL THEN
 				PERFORM @extschema@.py_log_rows(part.relid, command.top, true);
 			END IF;
-			EXECUTE format('DROP TRIGGER %I ON %s', part.tgname, part.relid);
+			PERFORM @extschema@.py_log_only_here(format('DROP TRIGGER %I ON %s', part.tgname, part.relid));
 			PERFORM pg_notify('replicas', 'tables');
 		END LOOP;
 	END LOOP;
@@ -563,6 +651,8 @@ END
 $$;
 
 -- The rows of a partition that is dropped are gone before anybody could log that.
+-- (Slaves that drop it, too, have none left either; nor does anybody who drops the
+-- partitioned table along.)
 CREATE FUNCTION py_log_partitions_dropped()
 RETURNS event_trigger
 LANGUAGE plpgsql
@@ -571,13 +661,19 @@ AS $$
 DECLARE
 	part	text;
 BEGIN
+	IF @extschema@.py_log_passed_on() IS NOT NULL THEN
+		RETURN;
+	END IF;
 	FOR part IN
 		SELECT t.object_identity
 		  FROM pg_event_trigger_dropped_objects() t
 		  JOIN pg_event_trigger_dropped_objects() d
 			ON d.object_type = 'trigger' AND d.address_names[1:2] = t.address_names[1:2]
 		   AND d.address_names[3] = '!py_log_part_tg'
-		 WHERE t.original AND t.object_type = 'table'
+		 WHERE t.object_type = 'table'
+		   AND (t.original OR NOT EXISTS (SELECT FROM pg_event_trigger_dropped_objects() o
+										   WHERE o.object_type = 'trigger' AND o.address_names[3] = '!py_log_truncate_tg')
+				AND tg_tag <> 'DROP TABLE')
 	LOOP
 		RAISE WARNING 'slaves are not told of the rows that were dropped with partition %', part
 			USING HINT = 'To have them deleted there, DETACH or TRUNCATE a partition before it is dropped; or now, call pyreplica_resync for the partitioned table on the slave.';
@@ -586,10 +682,10 @@ END
 $$;
 
 CREATE EVENT TRIGGER py_log_partitions ON ddl_command_end
-WHEN TAG IN ('CREATE TABLE', 'ALTER TABLE')
+WHEN TAG IN ('CREATE TABLE', 'CREATE FOREIGN TABLE', 'ALTER TABLE', 'CREATE SCHEMA')
 EXECUTE FUNCTION @extschema@.py_log_partitions();
 CREATE EVENT TRIGGER py_log_partitions_dropped ON sql_drop
-WHEN TAG IN ('DROP TABLE')
+WHEN TAG IN ('DROP TABLE', 'DROP SCHEMA', 'DROP OWNED')
 EXECUTE FUNCTION @extschema@.py_log_partitions_dropped();
 
 -- The schema of a bare table name: the first on the caller's search_path that
@@ -1519,6 +1615,8 @@ BEGIN
 	EXECUTE format('GRANT EXECUTE ON FUNCTION @extschema@.py_log_fetch(pg_snapshot, integer, integer, text, text, boolean) TO %I', role);
 	EXECUTE format('GRANT EXECUTE ON FUNCTION @extschema@.py_log_rotate() TO %I', role);
 	EXECUTE format('GRANT SELECT ON @extschema@.py_log_tables TO %I', role);
+	-- what it takes to lock it
+	EXECUTE format('GRANT UPDATE ON @extschema@.replica_partition_lock TO %I', role);
 	EXECUTE format('GRANT EXECUTE ON FUNCTION @extschema@.py_log_sequences() TO %I', role);
 	EXECUTE format('GRANT EXECUTE ON FUNCTION @extschema@.py_log_arguments(oid), @extschema@.py_log_options(oid), @extschema@.py_log_primary_key(regclass), @extschema@.py_log_row_columns(regclass, text[]), @extschema@.py_log_filter(regclass, text) TO %I', role);
 	EXECUTE format('GRANT EXECUTE ON FUNCTION @extschema@.py_log_key(oid), @extschema@.py_log_is_unique(oid, text[]), @extschema@.py_log_order(oid, oid), @extschema@.py_log_describe(text, text, boolean), @extschema@.py_log_untranslatable(text, text[], text) TO %I', role);
@@ -2207,7 +2305,7 @@ REVOKE ALL ON replica_log, replica_log_1, replica_log_2, replica_log_3,
 	replica_log_sql, replica_log_state, replica_slave, pyreplica_slaves,
 	pyreplica_position, pyreplica_status, py_log_tables, pyreplica_table,
 	pyreplica_tables, pyreplica_definition, pyreplica_difference, replica_dump,
-	py_log_sequence_use, pyreplica_sequence,
+	py_log_sequence_use, pyreplica_sequence, replica_partition_lock,
 	pyreplica_conflict_resolution, pyreplica_conflicts,
 	pyreplica_conflict_counts, pyreplica_failure, pyreplica_failure_change,
 	pyreplica_skip_request, pyreplica_mapping, pyreplica_place FROM PUBLIC;
@@ -2219,6 +2317,7 @@ REVOKE ALL ON FUNCTION
 	py_log_create_tg(text, text[], text[], boolean, text, boolean, boolean),
 	py_log_truncate_tg(regclass, text[], boolean, "char"), py_log_topmost(oid),
 	py_log_rows(regclass, oid, boolean), py_log_partitions(), py_log_partitions_dropped(),
+	py_log_is_ours(xid), py_log_there(text), py_log_only_here(text),
 	py_log_row_columns(regclass, text[]),
 	py_log_filter(regclass, text), py_log_columns(regclass, text[], text[]),
 	py_log_arguments(oid), py_log_options(oid), py_log_primary_key(regclass), py_log_key_problem(regclass, text[]),

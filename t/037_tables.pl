@@ -199,6 +199,100 @@ is_equal('by_leaf', 'without a partition that was detached while others went on'
 is(sql(q(SELECT py_log_drop_tg('by_leaf'))), 'dropped trigger on by_leaf', 'and its end');
 is(sql(q(SELECT count(*) FROM pg_trigger t JOIN pg_class c ON c.oid = tgrelid WHERE tgname ~ 'py_log' AND relname ~ '^by_leaf')), '0', 'leaves nothing behind');
 
+# Partitions that come in other ways.
+$slave->safe_psql('postgres', 'CREATE TABLE comers (id int PRIMARY KEY, a text)');
+sql(<<'SQL');
+CREATE TABLE comers (id int PRIMARY KEY, a text) PARTITION BY RANGE (id);
+CREATE TABLE comers_0 PARTITION OF comers FOR VALUES FROM (0) TO (100);
+INSERT INTO comers SELECT i, 'first' FROM generate_series(1, 9) i;
+SELECT py_log_create_tg('comers', via_root => true);
+SQL
+ok(is_ready('comers'), 'one more as a whole');
+sql(<<'SQL');
+CREATE SCHEMA side CREATE TABLE comers_1 PARTITION OF public.comers FOR VALUES FROM (100) TO (200);
+INSERT INTO comers SELECT i, 'with a schema' FROM generate_series(100, 109) i;
+ALTER TABLE comers ALTER a SET DEFAULT 'x';
+SQL
+is_equal('comers', 'a partition that is created with its schema is not told of twice', 'id, a');
+sql('TRUNCATE side.comers_1; INSERT INTO comers SELECT i, \'new\' FROM generate_series(105, 109) i');
+is_equal('comers', 'and can be truncated', 'id, a');
+like(($master->psql('postgres', 'DROP SCHEMA side CASCADE'))[2], qr/slaves are not told of the rows that were dropped with partition side\.comers_1/, 'if it goes with its schema there is a warning');
+sql('CREATE TABLE comers_2 (id int PRIMARY KEY, a text)');
+log_table($master, 'comers_2');
+sql(q(INSERT INTO comers_2 VALUES (200, 'was logged')));
+like(($master->psql('postgres', 'ALTER TABLE comers ATTACH PARTITION comers_2 FOR VALUES FROM (200) TO (300)'))[2], qr/"!py_log_replica_tg" for relation "comers_2" already exists/, 'a table with a log trigger cannot be attached');
+sql('DROP TRIGGER "!py_log_replica_tg" ON comers_2; ALTER TABLE comers ATTACH PARTITION comers_2 FOR VALUES FROM (200) TO (300)');
+is_equal('comers WHERE id >= 200', 'one that still has the other trigger can', 'id, a');
+my ($hushed, $nothing, $told) = $master->psql('postgres', <<'SQL');
+SET session_replication_role = replica;
+CREATE TABLE comers_3 PARTITION OF comers FOR VALUES FROM (300) TO (400);
+INSERT INTO comers VALUES (300, 'unheard');
+ALTER TABLE comers DETACH PARTITION comers_0;
+SET session_replication_role = origin;
+INSERT INTO comers VALUES (301, 'heard');
+ALTER TABLE comers ALTER a SET DEFAULT 'y';
+TRUNCATE comers_3;
+SQL
+like($told, qr/have not been told of the rows that partition public\.comers_3 had/, 'what was not noticed when it came is warned of later');
+like($told, qr/have not been told of the rows that went with partition public\.comers_0/, 'or when it went');
+is_equal('comers WHERE id >= 200', 'but rows are logged once', 'id, a');
+$slave->safe_psql('postgres', q(SELECT pyreplica_resync('comers')));
+ok(is_ready('comers'), 'a resync');
+is_equal('comers', 'makes it right', 'id, a');
+is(status_value($slave, 'last_error'), '', 'all without an error');
+
+# While the table is read for a slave, no partition is attached; and the other way round.
+sql('CREATE TABLE comers_4 (id int PRIMARY KEY, a text); INSERT INTO comers_4 VALUES (400, \'late\')');
+my $reader = $master->background_psql('postgres');
+$reader->query_safe('BEGIN; LOCK TABLE replica_partition_lock IN SHARE MODE');
+like(($master->psql('postgres', q(SET lock_timeout = '50ms'; ALTER TABLE comers ATTACH PARTITION comers_4 FOR VALUES FROM (400) TO (500))))[2], qr/canceling statement due to lock timeout/, 'who attaches a partition waits for who reads the table');
+$reader->query_safe('COMMIT; BEGIN; ALTER TABLE comers ATTACH PARTITION comers_4 FOR VALUES FROM (400) TO (500)');
+$slave->safe_psql('postgres', q(SELECT pyreplica_resync('comers')));
+ok(stays_true(sub { $slave->safe_psql('postgres', q(SELECT state FROM pyreplica_tables WHERE tablename = 'comers')) ne 'ready' }, 1), 'and who reads waits for who attaches');
+$reader->query_safe('COMMIT');
+$reader->quit;
+ok(is_ready('comers'), 'but no longer');
+is_equal('comers', 'rows of such a partition come once', 'id, a');
+
+# Whoever owns a partitioned table can go on making partitions of it.
+on_both($master, $slave, 'CREATE ROLE tenant; GRANT ALL ON SCHEMA public TO tenant');
+$slave->safe_psql('postgres', 'CREATE TABLE rented (id int PRIMARY KEY, a text)');
+sql('SET ROLE tenant; CREATE TABLE rented (id int PRIMARY KEY, a text) PARTITION BY RANGE (id)');
+log_table($master, 'rented');
+sql(q(SELECT py_log_create_tg('rented', via_root => true)));
+sql(<<'SQL');
+SET ROLE tenant;
+CREATE TABLE rented_1 PARTITION OF rented FOR VALUES FROM (0) TO (10);
+CREATE TABLE rented_2 (id int PRIMARY KEY, a text);
+INSERT INTO rented_2 VALUES (10, 'attached'), (11, 'attached');
+INSERT INTO rented VALUES (1, 'created');
+ALTER TABLE rented ATTACH PARTITION rented_2 FOR VALUES FROM (10) TO (20);
+INSERT INTO rented VALUES (2, 'truncated');
+TRUNCATE rented_1;
+ALTER TABLE rented DETACH PARTITION rented_1;
+DROP TABLE rented_1;
+SQL
+ok(is_ready('rented'), 'a table of somebody who is no superuser');
+is_equal('rented', 'and its partitions', 'id, a');
+
+# All partitions have the key of the whole, whatever is unique in one of them alone.
+$slave->safe_psql('postgres', 'CREATE TABLE rekeyed (id int, part int, n int, PRIMARY KEY (id, part, n))');
+sql(<<'SQL');
+CREATE TABLE rekeyed (id int NOT NULL, part int NOT NULL, n int NOT NULL, CONSTRAINT k UNIQUE (id, part)) PARTITION BY LIST (part);
+CREATE TABLE rekeyed_1 PARTITION OF rekeyed FOR VALUES IN (1);
+CREATE TABLE rekeyed_2 (n int NOT NULL, part int NOT NULL, id int NOT NULL);
+ALTER TABLE rekeyed ATTACH PARTITION rekeyed_2 FOR VALUES IN (2);
+SELECT py_log_create_tg('rekeyed', via_root => true, key => '{id,part}');
+ALTER TABLE rekeyed DROP CONSTRAINT k, ADD PRIMARY KEY (id, part, n);
+CREATE UNIQUE INDEX ON rekeyed_1 (id, part);
+INSERT INTO rekeyed VALUES (1, 1, 1), (1, 2, 1), (1, 2, 2);
+DELETE FROM rekeyed WHERE n = 1;
+SQL
+is(sql(q(SELECT string_agg(statement, '; ' ORDER BY statement) FROM replica_log_sql WHERE tablename = 'rekeyed' AND operation = 'DELETE')),
+	q(DELETE FROM public.rekeyed WHERE id='1' AND part='1' AND n='1'; DELETE FROM public.rekeyed WHERE id='1' AND part='2' AND n='1'), 'in the log there is one key');
+ok(is_ready('rekeyed'), 'by which it is copied');
+is_equal('rekeyed', 'and followed', 'id, part, n');
+
 # A key that is unique in each partition only is none of the whole.
 sql(<<'SQL');
 CREATE TABLE twice (id int NOT NULL, part int NOT NULL, a text) PARTITION BY LIST (part);
@@ -271,6 +365,17 @@ SQL
 	sql('TRUNCATE mother, quiet');
 }
 is_equal('logged', 'TRUNCATE goes to the children as well', 'id, a');
+
+# Partitions that cannot be.
+sql('CREATE TABLE mixed (id int) PARTITION BY RANGE (id); CREATE UNLOGGED TABLE mixed_1 PARTITION OF mixed FOR VALUES FROM (0) TO (10)');
+is(sql(q(SELECT py_log_create_tg('mixed', via_root => true, key => '{*}'))), q( partition public.mixed_1 of table mixed is unlogged, a crash empties it (couldn't be replicated; ALTER TABLE public.mixed_1 SET LOGGED)!), 'an unlogged partition');
+sql('DROP TABLE mixed_1; CREATE FOREIGN DATA WRAPPER nothing; CREATE SERVER nowhere FOREIGN DATA WRAPPER nothing; CREATE FOREIGN TABLE mixed_2 PARTITION OF mixed FOR VALUES FROM (10) TO (20) SERVER nowhere');
+is(sql(q(SELECT py_log_create_tg('mixed', via_root => true, key => '{*}'))), q( partition public.mixed_2 of table mixed is a foreign table (couldn't be replicated)!), 'a foreign one');
+sql('ALTER TABLE mixed DETACH PARTITION mixed_2');
+is(sql(q(SELECT py_log_create_tg('mixed', via_root => true, key => '{*}'))), 'created trigger on mixed (*)', 'the others');
+like(($master->psql('postgres', 'CREATE UNLOGGED TABLE mixed_1 PARTITION OF mixed FOR VALUES FROM (0) TO (10)'))[2], qr/partition public\.mixed_1 of table public\.mixed, which is replicated, is unlogged/, 'one that comes is warned of');
+like(($master->psql('postgres', 'ALTER TABLE mixed ATTACH PARTITION mixed_2 FOR VALUES FROM (10) TO (20)'))[2], qr/is a foreign table, of whose rows slaves have not been told/, 'and so is the other');
+sql(q(SELECT py_log_drop_tg('mixed')));
 
 # What cannot be replicated says so, and does not keep the others from it.
 sql(<<'SQL');

@@ -69,6 +69,7 @@ my @stories = (
 	'a partition' => 'TRUNCATE pointer; TRUNCATE parted_1; TRUNCATE parted_1; INSERT INTO parted VALUES (5, \'again\'); TRUNCATE parted_1; INSERT INTO parted VALUES (5, \'and again\')',
 	'a partition and then all' => 'BEGIN; TRUNCATE pointer; TRUNCATE parted_2; TRUNCATE parted; INSERT INTO parted VALUES (1001, \'x\'); TRUNCATE parted_1; INSERT INTO parted VALUES (1, \'x\'); COMMIT',
 	'a partition and all, in one' => 'TRUNCATE pointer, parted_2, parted, parted_1; INSERT INTO parted VALUES (3)',
+	'all, with a trigger that changes another table' => q(INSERT INTO other VALUES (500, 'so'); CREATE FUNCTION tell() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN UPDATE other SET a = a || 1 WHERE id = 500; RETURN NULL; END'; CREATE TRIGGER tell BEFORE TRUNCATE ON parted FOR EACH STATEMENT EXECUTE FUNCTION tell(); BEGIN; TRUNCATE pointer, parted; INSERT INTO parted VALUES (1), (1001); TRUNCATE parted_1; COMMIT; DROP FUNCTION tell CASCADE),
 	'all, rolled back, then a partition' => 'BEGIN; TRUNCATE pointer; SAVEPOINT s; TRUNCATE parted; ROLLBACK TO s; TRUNCATE parted_1; COMMIT',
 	'among changes' => q(BEGIN; UPDATE other SET a = 'before'; DELETE FROM review; TRUNCATE other; INSERT INTO other VALUES (1, 'after'); UPDATE other SET a = a || '!'; TRUNCATE review; INSERT INTO other VALUES (2, 'more'); TRUNCATE other; INSERT INTO other VALUES (1, 'last'); COMMIT),
 	'rolled back' => q(BEGIN; SAVEPOINT s; TRUNCATE other; INSERT INTO other VALUES (1); ROLLBACK TO s; INSERT INTO other VALUES (100, 'kept'); COMMIT),

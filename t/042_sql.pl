@@ -427,6 +427,26 @@ wait_ready('part1', 'part2');
 pass_on('ALTER TABLE whole ADD b int DEFAULT 3', 'UPDATE whole SET part = 3 - part WHERE id % 5 = 0 AND part = 1 AND id > 100', 'UPDATE whole SET b = id', 'ALTER TABLE whole DETACH PARTITION part1', 'INSERT INTO part1 VALUES (1000, 7)');
 is_like('partitions', 'whole', 'part1', 'part2');
 
+# The same as wholes, with a key and without.
+foreach my $kind (', PRIMARY KEY (id, part)', '')
+{
+	my $whole = $kind ? 'rooted' : 'bagged';
+	my $conflicts = status_value($slave, 'conflicts');
+	pass_on("CREATE TABLE $whole (id int, part int, a text$kind) PARTITION BY LIST (part); CREATE TABLE ${whole}_1 PARTITION OF $whole FOR VALUES IN (1)");
+	$master->safe_psql('postgres', "SELECT py_log_create_tg('$whole', via_root => true" . ($kind ? ')' : q[, key => '{*}')]));
+	pass_on("CREATE TABLE ${whole}_2 PARTITION OF $whole FOR VALUES IN (2)", "INSERT INTO $whole SELECT i, 1 + i % 2, 'x' FROM generate_series(1, 20) i");
+	is_like("$whole with a partition that was passed on", $whole);
+	pass_on("ALTER TABLE $whole DETACH PARTITION ${whole}_1", "INSERT INTO ${whole}_1 VALUES (77, 1)");
+	is_like("$whole without one", $whole);
+	pass_on("ALTER TABLE $whole ATTACH PARTITION ${whole}_1 FOR VALUES IN (1)", "INSERT INTO $whole VALUES (78, 1)");
+	is_like("$whole with it again", $whole);
+	pass_on("CREATE TABLE ${whole}_3 (LIKE $whole INCLUDING ALL)", "INSERT INTO ${whole}_3 VALUES (1, 3)", "ALTER TABLE $whole ATTACH PARTITION ${whole}_3 FOR VALUES IN (3)", "TRUNCATE ${whole}_2");
+	is_like("$whole with one that had rows here only", $whole);
+	pass_on("DROP TABLE ${whole}_3");
+	is_like("$whole without it", $whole);
+	is(status_value($slave, 'conflicts'), $conflicts, 'and without a conflict');
+}
+
 # --- Slaves of the slave ---
 
 my $node_a = new_node('a');

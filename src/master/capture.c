@@ -75,6 +75,7 @@
 
 PG_FUNCTION_INFO_V1(py_log_replica);
 PG_FUNCTION_INFO_V1(py_log_rows);
+PG_FUNCTION_INFO_V1(py_log_is_ours);
 
 /* trigger nesting that we keep an eye on; deeper ones count as the deepest */
 #define MAX_DEPTH	32
@@ -113,9 +114,16 @@ typedef struct Firing
 typedef struct Emptied
 {
 	Oid			relid;
+	uint64		statement;		/* its number, see running_truncate */
 	CommandId	cid;
 	SubTransactionId subid;
 } Emptied;
+
+/*
+ * The TRUNCATE that is running; 0: there is none, or it had begun when this library was
+ * loaded, or it is nobody's statement.
+ */
+static uint64 running_truncate = 0;
 
 /* a row version whose creation may not have been captured yet */
 typedef struct VersionKey
@@ -737,6 +745,7 @@ note_emptied(Oid relid)
 	Emptied    *emptied = palloc(sizeof(Emptied));
 
 	emptied->relid = relid;
+	emptied->statement = running_truncate;
 	emptied->cid = GetCurrentCommandId(false);
 	emptied->subid = GetCurrentSubTransactionId();
 	order.emptied = lappend(order.emptied, emptied);
@@ -744,8 +753,9 @@ note_emptied(Oid relid)
 }
 
 /*
- * Whether it does.  (If one of the table's triggers has changed something meanwhile,
- * we cannot tell, and rows are logged as deleted that are truncated as well.)
+ * Whether it does.  (If we do not know which statement it is, and one of the table's
+ * triggers has changed something meanwhile, we cannot tell, and rows are logged as
+ * deleted that are truncated as well.)
  */
 static bool
 is_emptied(Oid relid)
@@ -756,9 +766,11 @@ is_emptied(Oid relid)
 	{
 		Emptied    *emptied = lfirst(cell);
 
-		if (emptied->relid == relid &&
-			emptied->cid == GetCurrentCommandId(false) &&
-			emptied->subid == GetCurrentSubTransactionId())
+		if (emptied->relid != relid || emptied->statement != running_truncate)
+			continue;
+		if (running_truncate != 0 ||
+			(emptied->cid == GetCurrentCommandId(false) &&
+			 emptied->subid == GetCurrentSubTransactionId()))
 			return true;
 	}
 	return false;
@@ -878,6 +890,35 @@ py_log_rows(PG_FUNCTION_ARGS)
 	table_close(root_rel, NoLock);
 	table_close(rel, NoLock);
 	PG_RETURN_INT64(nrows);
+}
+
+/*
+ * py_log_is_ours(id xid): whether that is the running transaction, or a part of it.
+ */
+Datum
+py_log_is_ours(PG_FUNCTION_ARGS)
+{
+	PG_RETURN_BOOL(TransactionIdIsCurrentTransactionId(PG_GETARG_TRANSACTIONID(0)));
+}
+
+/*
+ * A TRUNCATE begins.  Returns what pyr_capture_end_truncate needs when it has ended, in
+ * whatever way.
+ */
+uint64
+pyr_capture_begin_truncate(void)
+{
+	static uint64 last_truncate = 0;
+	uint64		before = running_truncate;
+
+	running_truncate = ++last_truncate;
+	return before;
+}
+
+void
+pyr_capture_end_truncate(uint64 before)
+{
+	running_truncate = before;
 }
 
 /*

@@ -8,6 +8,8 @@
 #ifndef PYR_CAPTURE_H
 #define PYR_CAPTURE_H
 
+extern uint64 pyr_capture_begin_truncate(void);
+extern void pyr_capture_end_truncate(uint64 before);
 extern uint64 pyr_capture_place(void);
 extern void pyr_capture_cut(uint64 notes, uint64 size);
 extern void pyr_capture_barrier(void);

@@ -593,23 +593,46 @@ forget_transaction(bool is_abort)
 	pyr_txbuffer_end(is_abort);
 }
 
+static void
+next_process_utility(PYR_UTILITY_PARAMS)
+{
+	if (prev_process_utility)
+		prev_process_utility(PYR_UTILITY_ARGS);
+	else
+		standard_ProcessUtility(PYR_UTILITY_ARGS);
+}
+
 /*
  * Watches for COMMIT PREPARED: the entries that it makes visible have not woken
- * anybody yet; and for log triggers that would be made on slaves as well.
+ * anybody yet; for log triggers that would be made on slaves as well; and for TRUNCATE,
+ * whose triggers have to be known to be of one statement.
  */
 static void
 process_utility(PYR_UTILITY_PARAMS)
 {
+	uint64		before;
+
 	if (IsA(pstmt->utilityStmt, TransactionStmt) &&
 		((TransactionStmt *) pstmt->utilityStmt)->kind == TRANS_STMT_COMMIT_PREPARED)
 		is_commit_prepared = true;
 	if (IsA(pstmt->utilityStmt, CreateTrigStmt) && pyr_sql_is_running())
 		pyr_sql_check_trigger((CreateTrigStmt *) pstmt->utilityStmt);
 
-	if (prev_process_utility)
-		prev_process_utility(PYR_UTILITY_ARGS);
-	else
-		standard_ProcessUtility(PYR_UTILITY_ARGS);
+	if (!IsA(pstmt->utilityStmt, TruncateStmt))
+	{
+		next_process_utility(PYR_UTILITY_ARGS);
+		return;
+	}
+	before = pyr_capture_begin_truncate();
+	PG_TRY();
+	{
+		next_process_utility(PYR_UTILITY_ARGS);
+	}
+	PG_FINALLY();
+	{
+		pyr_capture_end_truncate(before);
+	}
+	PG_END_TRY();
 }
 
 static void

@@ -345,6 +345,39 @@ key_from_row(PyrRelInfo *info, Relation rel)
 }
 
 /*
+ * The key of a table that is logged as another one: that one's, in its order.  All
+ * that is logged under one name has to have one key, whatever a partition has by itself.
+ */
+static List *
+key_from_topmost(PyrRelInfo *info, Trigger *trigger, bool whole_row)
+{
+	Relation	root = relation_open(info->logged_as, AccessShareLock);
+	TupleDesc	desc = RelationGetDescr(root);
+	List	   *roots = NIL;
+	List	   *key = NIL;
+	ListCell   *cell;
+
+	if (!whole_row)
+		roots = key_of(root, trigger);
+	for (int i = 0; whole_row && i < desc->natts; i++)
+	{
+		if (!TupleDescAttr(desc, i)->attisdropped &&
+			TupleDescAttr(desc, i)->attgenerated == '\0')
+			roots = lappend_int(roots, i + 1);
+	}
+	foreach(cell, roots)
+	{
+		AttrNumber	attnum = get_attnum(info->relid,
+										NameStr(TupleDescAttr(desc, lfirst_int(cell) - 1)->attname));
+
+		if (attnum > 0 && info->columns[attnum - 1].captured)
+			key = lappend_int(key, attnum);
+	}
+	relation_close(root, AccessShareLock);
+	return key;
+}
+
+/*
  * The table that has the trigger which that one is a clone of, or a clone of a
  * clone.
  */
@@ -453,12 +486,12 @@ fill_info(PyrRelInfo *info, Relation rel, Trigger *trigger, Oid logged_as)
 
 	for (int i = 0; i < desc->natts; i++)
 		fill_column(&info->columns[i], TupleDescAttr(desc, i));
-	if (options.whole_row)
-	{
-		if (options.columns != NULL)
-			keep_columns(info, rel, options.columns);
+	if (options.whole_row && options.columns != NULL)
+		keep_columns(info, rel, options.columns);
+	if (info->logged_as != info->relid && OidIsValid(info->logged_as))
+		key = key_from_topmost(info, trigger, options.whole_row);
+	else if (options.whole_row)
 		key = key_from_row(info, rel);
-	}
 	else
 		key = key_of(rel, trigger);
 	if (key == NIL)

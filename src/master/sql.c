@@ -56,10 +56,16 @@
 #include "utils/rel.h"
 
 PG_FUNCTION_INFO_V1(py_log_sql);
+PG_FUNCTION_INFO_V1(py_log_passed_on);
+PG_FUNCTION_INFO_V1(py_log_there);
+PG_FUNCTION_INFO_V1(py_log_only_here);
 
 /* how deep triggers were when a statement that is passed on began; -1: none runs */
 #define NOT_RUNNING		(-1)
 static int	begun_at = NOT_RUNNING;
+
+/* it is one that can call functions, and defines nothing by itself */
+static bool is_call = false;
 
 /* the commands of this transaction that foreign keys have used since */
 static Bitmapset *key_commands = NULL;
@@ -413,17 +419,18 @@ words_of(const char *script, RawStmt *raw)
 }
 
 static void
-run_one(Oid function, const char *words, bool is_passed)
+run_one(Oid function, const char *words, Node *stmt)
 {
 	int			before;
 
-	if (!is_passed)
+	if (!is_passed_on(stmt))
 	{
 		pyr_spi_execute(words);
 		return;
 	}
 	pass_on(function, words);
 	before = pyr_sql_enter();
+	is_call = GetCommandLogLevel(stmt) != LOGSTMT_DDL;
 	PG_TRY();
 	{
 		pyr_spi_execute(words);
@@ -472,9 +479,57 @@ py_log_sql(PG_FUNCTION_ARGS)
 		RawStmt    *raw = lfirst_node(RawStmt, cell);
 
 		CHECK_FOR_INTERRUPTS();
-		run_one(fcinfo->flinfo->fn_oid, words_of(script, raw),
-				is_passed_on(raw->stmt));
+		run_one(fcinfo->flinfo->fn_oid, words_of(script, raw), raw->stmt);
 	}
 	SPI_finish();
+	PG_RETURN_VOID();
+}
+
+/* ---- for what we do ourselves because of such a statement ---- */
+
+/*
+ * py_log_passed_on(): whether the statement that is running and is passed on defines
+ * something by itself; NULL: there is none.
+ */
+Datum
+py_log_passed_on(PG_FUNCTION_ARGS)
+{
+	if (!pyr_sql_is_running())
+		PG_RETURN_NULL();
+	PG_RETURN_BOOL(!is_call);
+}
+
+/*
+ * py_log_there(statement text): has slaves run a statement that is not run here.
+ */
+Datum
+py_log_there(PG_FUNCTION_ARGS)
+{
+	pass_on(fcinfo->flinfo->fn_oid, text_to_cstring(PG_GETARG_TEXT_PP(0)));
+	PG_RETURN_VOID();
+}
+
+/*
+ * py_log_only_here(statement text): runs a statement that slaves do not run, though
+ * they may run the one that is running.
+ */
+Datum
+py_log_only_here(PG_FUNCTION_ARGS)
+{
+	char	   *words = text_to_cstring(PG_GETARG_TEXT_PP(0));
+	int			before = begun_at;
+
+	begun_at = NOT_RUNNING;
+	PG_TRY();
+	{
+		SPI_connect();
+		pyr_spi_execute(words);
+		SPI_finish();
+	}
+	PG_FINALLY();
+	{
+		begun_at = before;
+	}
+	PG_END_TRY();
 	PG_RETURN_VOID();
 }

@@ -1103,6 +1103,8 @@ ask_for_table(const char *schema, Copy *copy)
 	supplement->locked = copy->layout != NULL
 		? pyr_layout_masters_relation(copy->layout)
 		: psprintf("ONLY %s", pyr_table_qualified(copy->table));
+	supplement->is_partitioned = copy->layout != NULL &&
+		copy->layout->is_partitioned;
 	initStringInfo(&sql);
 	appendStringInfoString(&sql, pyr_layout_sql(schema, copy->table, ask->kind == ASK_ROWS));
 	if (ask->kind == ASK_CULPRIT)

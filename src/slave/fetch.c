@@ -488,17 +488,28 @@ adapt_marks(PyrWindow *window)
  * That is done before the snapshot is taken: an ALTER TABLE that writes a table
  * anew makes it look empty to older snapshots.  And nobody else's lock on it may
  * keep the window from us.
+ *
+ * Which partitions a table has is not told by the snapshot, but by what has been
+ * committed when the table is read.  A lock on the table itself keeps partitions from
+ * being detached, but not from being attached; for that, py_log_partitions takes one
+ * that conflicts with ours.
  */
 static void
-append_locks(StringInfo sql, PyrSupplement *supplement)
+append_locks(StringInfo sql, PyrSupplement *supplement, const char *schema)
 {
+	bool		is_any_partitioned = false;
+
 	appendStringInfo(sql, "SET LOCAL lock_timeout = %d;", LOCK_TIMEOUT_MS);
 	for (; supplement != NULL; supplement = supplement->next)
 	{
 		if (supplement->locked != NULL)
 			appendStringInfo(sql, "LOCK TABLE %s IN ACCESS SHARE MODE;",
 							 supplement->locked);
+		is_any_partitioned = is_any_partitioned || supplement->is_partitioned;
 	}
+	if (is_any_partitioned)
+		appendStringInfo(sql, "LOCK TABLE %s.replica_partition_lock IN SHARE MODE;",
+						 schema);
 	appendStringInfoString(sql, "SET LOCAL lock_timeout = 0;");
 }
 
@@ -515,7 +526,7 @@ start_with_supplement(PyrWindow *window, PyrOrigin *origin, const char *from)
 
 	initStringInfo(&sql);
 	appendStringInfoString(&sql, "SET TRANSACTION ISOLATION LEVEL REPEATABLE READ;");
-	append_locks(&sql, window->supplement);
+	append_locks(&sql, window->supplement, origin->schema);
 	appendStringInfo(&sql,
 					 "DECLARE pyreplica_window BINARY CURSOR FOR"
 					 " SELECT %s.py_log_fetch(%s::pg_catalog.pg_snapshot, %d, 0%s);"

@@ -40,6 +40,7 @@ typedef struct PyrSupplement
 
 	MemoryContext context;		/* it lies in, with what came */
 	const char *locked;			/* the table that sql reads, with ONLY if it is, or NULL */
+	bool		is_partitioned; /* that table, whose partitions are to stay */
 	const char *sql;			/* statements that return rows, or COPY some */
 	void	   *what;			/* for those below */
 

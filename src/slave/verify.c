@@ -725,6 +725,8 @@ pyr_verify_ask(const char *schema, int encoding)
 	supplement->locked = run->layout != NULL
 		? pyr_layout_masters_relation(run->layout)
 		: psprintf("ONLY %s", pyr_table_qualified(linitial(run->tables)));
+	supplement->is_partitioned = run->layout != NULL &&
+		run->layout->is_partitioned;
 	appendStringInfoString(&sql, pyr_layout_sql(schema, linitial(run->tables),
 												run->phase != PHASE_DESCRIBE));
 	switch (run->phase)
