@@ -561,9 +561,10 @@ DECLARE
 	command	record;
 	part	record;
 	is_passed boolean := @extschema@.py_log_passed_on();
+	role	text := current_setting('session_replication_role');
 BEGIN
 	FOR command IN
-		SELECT DISTINCT p.tab, p.top, o.via_root, m.tgargs, t.tgenabled,
+		SELECT DISTINCT p.tab, p.top, o.via_root, m.tgargs, m.tgenabled,
 			   CASE WHEN o.via_root THEN '!py_log_part_tg' ELSE '!py_log_truncate_tg' END AS tgname
 		  FROM pg_event_trigger_ddl_commands() d
 		  JOIN pg_trigger t ON t.tgrelid = d.objid AND t.tgname = '!py_log_replica_tg'
@@ -603,12 +604,23 @@ BEGIN
 						   CASE WHEN command.via_root THEN 'BEFORE' ELSE 'AFTER' END, part.relid,
 						   (SELECT string_agg(quote_literal(x), ', ' ORDER BY n)
 							  FROM unnest(@extschema@.py_log_arguments(command.top)) WITH ORDINALITY AS u(x, n))));
-			IF command.tgenabled IN ('A', 'R') THEN
-				PERFORM @extschema@.py_log_only_here(format('ALTER TABLE ONLY %s ENABLE %s TRIGGER %I', part.relid,
-							   CASE command.tgenabled WHEN 'A' THEN 'ALWAYS' ELSE 'REPLICA' END, command.tgname));
-			END IF;
 			PERFORM pg_notify('replicas', 'tables');
 		END LOOP;
+
+		-- those that do not fire when that of the table does, which the server sees to
+		-- for row triggers only; what is done to each is not to call us once more
+		PERFORM set_config('session_replication_role', 'replica', true);
+		FOR part IN
+			SELECT p.relid FROM pg_partition_tree(command.tab) p JOIN pg_trigger t ON t.tgrelid = p.relid
+			 WHERE p.level > 0 AND t.tgname = command.tgname AND t.tgargs = command.tgargs
+			   AND t.tgfoid = '@extschema@.py_log_replica'::regproc
+			   AND t.tgenabled <> command.tgenabled
+		LOOP
+			PERFORM @extschema@.py_log_only_here(format('ALTER TABLE ONLY %s %s TRIGGER %I', part.relid,
+						   CASE command.tgenabled WHEN 'O' THEN 'ENABLE' WHEN 'D' THEN 'DISABLE'
+						   WHEN 'A' THEN 'ENABLE ALWAYS' ELSE 'ENABLE REPLICA' END, command.tgname));
+		END LOOP;
+		PERFORM set_config('session_replication_role', role, true);
 
 		-- those that cannot be replicated
 		FOR part IN
