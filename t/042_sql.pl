@@ -197,6 +197,24 @@ SQL
 	wait_caught_up($slave);
 }
 
+# A new value of an enum is there before the window that uses it.  If the server dies
+# in between, the window comes again and the value does not.
+my $gate = hold_back($master, $slave);
+pass_on(q(ALTER TYPE mood ADD VALUE 'sudden'));
+here(q(INSERT INTO item (id, m) SELECT i, 'sudden' FROM generate_series(900001, 900050) i));
+my $lock = $slave->background_psql('there');
+$lock->query_safe('BEGIN; LOCK TABLE item');
+let_go($gate);
+my $labels = q(SELECT count(*) FROM pg_enum WHERE enumlabel = 'sudden');
+ok(poll_until(sub { there($labels) eq '1' }), 'a value is added ahead of its window');
+$slave->kill9;
+poll_until(sub { !kill(0, (split(/\n/, slurp_file($slave->data_dir . '/postmaster.pid')))[0]) });
+eval { $lock->quit };
+$slave->start;
+wait_worker($slave);
+is_like('after a crash the window comes', 'item');
+is(there($labels), '1', 'and has its value once');
+
 # --- Two tables change their names; and what is known by a name changes with it ---
 
 there(q(SELECT pyreplica_set_conflict_resolution('other', 'keep_local')));
