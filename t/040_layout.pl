@@ -304,6 +304,68 @@ $slave->reload;
 wait_caught_up($slave);
 is($slave->safe_psql('postgres', 'SELECT doc FROM form WHERE id = 1'), 'not json', 'when the column takes it, it goes on');
 
+# What an assignment makes of values without another type: rounded numbers and times,
+# blanks that come or go.  Rows are found by that, as key, as what they were before, and
+# as all there is, and belong to ranges by it.
+$master->safe_psql('postgres', <<'SQL');
+CREATE TABLE blanks (k char(5) PRIMARY KEY, c char(3), a text);
+CREATE TABLE rounded (k numeric PRIMARY KEY, a text);
+CREATE TABLE moment (k timestamptz PRIMARY KEY, a text);
+CREATE TABLE watched (id int PRIMARY KEY, n numeric, c char(3), at timestamptz);
+CREATE TABLE bag (n numeric, c char(3), at timestamptz);
+INSERT INTO blanks SELECT i, i % 10, 'a' FROM generate_series(1, 3000) i;
+INSERT INTO rounded SELECT i + 0.26, 'a' FROM generate_series(1, 5000) i;
+INSERT INTO moment SELECT '2024-06-01 12:00+00'::timestamptz + i * interval '10.7 s', 'a' FROM generate_series(1, 5000) i;
+INSERT INTO watched SELECT i, i + 0.126, 'a', '2024-06-01 12:00:00.7+00' FROM generate_series(1, 10) i;
+INSERT INTO bag SELECT n, c, at FROM watched;
+SQL
+$slave->safe_psql('postgres', <<'SQL');
+CREATE TABLE blanks (k text PRIMARY KEY, c varchar(2), a text);
+CREATE TABLE rounded (k numeric(10, 1) PRIMARY KEY, a text);
+CREATE TABLE moment (k timestamptz(0) PRIMARY KEY, a text);
+CREATE TABLE watched (id int PRIMARY KEY, n numeric(10, 2), c char(9), at timestamptz(0));
+CREATE TABLE bag (n numeric(10, 2), c char(9), at timestamptz(0));
+SQL
+my %assigned = (
+	blanks  => 'k::text, c::varchar(2), a',
+	rounded => 'k::numeric(10, 1), a',
+	moment  => 'k::timestamptz(0), a',
+	watched => 'id, n::numeric(10, 2), c::char(9), at::timestamptz(0)',
+	bag     => 'n::numeric(10, 2), c::char(9), at::timestamptz(0)');
+my @assigned = sort keys %assigned;
+my %option = (watched => ', log_old => true', bag => q(, key => '{*}'));
+$master->safe_psql('postgres', sprintf(q(SELECT py_log_create_tg('%s'%s)), $_, $option{$_} // ''))
+  for @assigned;
+
+sub are_assigned
+{
+	my ($name) = @_;
+	local $Test::Builder::Level = $Test::Builder::Level + 1;
+	wait_ready(sprintf('tablename IN (%s)', join(', ', map { "'$_'" } @assigned)));
+	wait_caught_up($slave);
+	foreach my $table (@assigned)
+	{
+		is(content($slave, $table), content($master, "(SELECT $assigned{$table} FROM $table)"), "$name: $table");
+		is($slave->safe_psql('postgres', "SELECT * FROM pyreplica_verify('$table')"), '', "and nothing differs: $table");
+	}
+	return;
+}
+
+ok($slave->poll_query_until('postgres', q(SELECT count(*) = 5 FROM pyreplica_tables WHERE tablename IN ('blanks', 'rounded', 'moment', 'watched', 'bag'))), 'five more tables');
+are_assigned('copied as assigned');
+my $conflicts = status_value($slave, 'conflicts');
+$master->safe_psql('postgres', $_) for split(/\n/, <<'SQL');
+UPDATE blanks SET a = 'b' WHERE k = '1'; UPDATE blanks SET k = 'n' || k, c = 'x' WHERE k::int < 100; DELETE FROM blanks WHERE k LIKE '%7'
+UPDATE rounded SET a = 'b' WHERE k < 100; UPDATE rounded SET a = 'c' WHERE k = 200.26; DELETE FROM rounded WHERE k BETWEEN 300 AND 400
+UPDATE moment SET a = 'b' WHERE k < '2024-06-01 13:00+00'; DELETE FROM moment WHERE k > '2024-06-01 14:00+00'
+UPDATE watched SET n = n + 0.001, c = 'b', at = at + interval '0.3 s' WHERE id = 3; UPDATE watched SET n = n + 1; DELETE FROM watched WHERE id = 4
+UPDATE bag SET c = 'b' WHERE n = 1.126; UPDATE bag SET at = at + interval '1 day'; DELETE FROM bag WHERE n > 5
+SQL
+are_assigned('changed as assigned');
+is(status_value($slave, 'conflicts'), $conflicts, 'without a conflict');
+$slave->safe_psql('postgres', "UPDATE $_ SET a = 'spoiled'; SELECT pyreplica_resync('$_')") for qw(blanks rounded moment);
+are_assigned('resynced as assigned');
+
 # ---- Views, partitions, rules ----
 
 $master->safe_psql('postgres', <<'SQL');

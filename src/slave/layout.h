@@ -31,7 +31,7 @@ typedef struct PyrLayout
 								 * either side, so that its text is exact */
 	List	   *casts;			/* of these, what the master has to make of them to
 								 * get what is here, as SQL; NULL: nothing */
-	List	   *are_cast;		/* of these, whether to be copied as well */
+	List	   *copy_casts;		/* the same, for them to be copied */
 	char	   *key_described;	/* the key's columns, their types on the master, and
 								 * how they sort there */
 	char	   *row_filter;		/* which rows the master logs, as SQL; NULL: all */
