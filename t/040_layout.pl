@@ -235,6 +235,89 @@ is_like('event', 'event', 'when it is empty, both are copied anew');
 $master->safe_psql('postgres', 'UPDATE event SET a = $$end$$ WHERE id % 2 = 0');
 is_like('event', 'event', 'and go on');
 
+# TRUNCATE of one of them would take the others' rows away; of all of them it does not.
+$position = log_position($slave);
+$master->safe_psql('postgres', 'TRUNCATE event_1');
+ok(wait_status($slave, q(last_error ~ 'table public.event cannot be truncated for the master.s table public.event_1 alone')),
+	'TRUNCATE of one of them is an error');
+is($slave->safe_psql('postgres', 'SELECT count(*) > 500, min(id) < 1000 FROM event'), 't|t', 'and no row is lost');
+$slave->safe_psql('postgres', 'DELETE FROM event WHERE id < 1000');
+($commitno, $xid) = split(/\|/, $slave->safe_psql('postgres', 'SELECT commitno, xid FROM pyreplica_failure'));
+$slave->safe_psql('postgres', "SELECT * FROM pyreplica_skip('postgres', $commitno, '$xid', really => true)");
+$slave->reload;
+is_like('event', 'event', 'its rows can be deleted by hand, and the change passed over');
+$master->safe_psql('postgres', q(TRUNCATE event; INSERT INTO event SELECT i, 'anew' FROM generate_series(900, 1100) i));
+is_like('event', 'event', 'TRUNCATE of all of them is one');
+
+# A table gets another place in the middle of being copied: what is at the old one is not
+# here.  So it is if the table here is made anew; but one that is renamed goes on.
+$master->safe_psql('postgres', <<'SQL');
+CREATE TABLE long (id int PRIMARY KEY, a text);
+INSERT INTO long SELECT i, 'row ' || i FROM generate_series(1, 200000) i;
+CREATE TABLE late_comer (id int PRIMARY KEY, a text);
+INSERT INTO late_comer SELECT i, 'late' FROM generate_series(1000001, 1000100) i;
+SELECT py_log_create_tg('late_comer');
+SQL
+$slave->safe_psql('postgres', <<'SQL');
+CREATE TABLE long (id int PRIMARY KEY, a text);
+CREATE TABLE longer (id int PRIMARY KEY, a text);
+CREATE TABLE late_comer (id int PRIMARY KEY, a text);
+SQL
+wait_ready(q(tablename = 'late_comer'));
+
+# When so many rows of it are copied, something happens.
+sub in_the_middle
+{
+	my ($rows, $sql) = @_;
+	my $halted = q(SELECT state FROM pyreplica_tables WHERE tablename = 'long');
+	my $session = $slave->background_psql('postgres');
+	$session->set_query_timer_restart();
+	poll_until(sub {
+			$slave->safe_psql('postgres', "SELECT rows_copied > $rows AND state = 'copying' FROM pyreplica_tables WHERE tablename = 'long'") eq 't';
+		}) or BAIL_OUT('the table is not copied');
+	$session->query_safe("BEGIN; LOCK TABLE pyreplica_position IN EXCLUSIVE MODE; $sql");
+	my $state = $slave->safe_psql('postgres', $halted);
+	$session->query_safe('COMMIT');
+	$session->quit;
+	return is($state, 'copying', 'in the middle of a copy');
+}
+
+sub is_long
+{
+	my ($table, $name) = @_;
+	local $Test::Builder::Level = $Test::Builder::Level + 1;
+	wait_ready(q(tablename = 'long'));
+	wait_caught_up($slave);
+	my $sum = 'SELECT count(*), sum(hashtext(l::text)) FROM %s l WHERE id < 1000000';
+	return is($slave->safe_psql('postgres', sprintf($sum, $table)),
+		$master->safe_psql('postgres', sprintf($sum, 'long')), $name);
+}
+$master->safe_psql('postgres', q(SELECT py_log_create_tg('long')));
+in_the_middle(0, q(SELECT pyreplica_map_table('long', 'longer')));
+is_long('longer', 'all rows come to the new place');
+$slave->safe_psql('postgres', q(SELECT pyreplica_resync('longer')));
+in_the_middle(0, q(DROP TABLE longer; CREATE TABLE longer (id int PRIMARY KEY, a text)));
+is_long('longer', 'or to a table that is made anew');
+$slave->safe_psql('postgres', q(SELECT pyreplica_resync('longer')));
+$position = log_position($slave);
+in_the_middle(0, q(ALTER TABLE longer RENAME TO longest; SELECT pyreplica_map_table('long', 'longest')));
+is_long('longest', 'or to one that got another name');
+is(count_log($slave, $position, qr/copying table "public.long"/), 1, 'which goes on');
+
+# Another one comes to be the same table while it is resynced.
+$slave->safe_psql('postgres', q(SELECT pyreplica_resync('longest')));
+in_the_middle(0, q(INSERT INTO longest SELECT * FROM late_comer; SELECT pyreplica_map_table('late_comer', 'longest')));
+ok( $slave->poll_query_until('postgres',
+		q(SELECT bool_or(last_error ~ 'cannot be made equal to one table of the master') FROM pyreplica_tables WHERE tablename IN ('long', 'late_comer'))),
+	'a table that another one comes to while it is resynced is not made equal to the one')
+  or diag($slave->safe_psql('postgres', 'SELECT * FROM pyreplica_tables'));
+is($slave->safe_psql('postgres', 'SELECT count(*) FROM longest WHERE id > 1000000'), '100', 'the other\'s rows are here');
+$slave->safe_psql('postgres', 'TRUNCATE longest');
+$slave->reload;
+wait_ready(q(tablename = 'late_comer'));
+is_long('longest', 'when it is empty, both are copied');
+is($slave->safe_psql('postgres', 'SELECT count(*) FROM longest WHERE id > 1000000'), '100', 'the other one, too');
+
 # ---- Other columns and other types ----
 
 $master->safe_psql('postgres', <<'SQL');

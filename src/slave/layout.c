@@ -453,8 +453,9 @@ fill_layout(PyrLayout *of, char **row)
 	orders = split_all(row[2], NULL, of->nkey, true);
 	columns = split_all(row[3], &ncolumns, -1, false);
 	types = split_all(row[4], NULL, ncolumns, false);
-	of->key_described = psprintf("%s %s %s", row[0] ? row[0] : "",
-								 row[1] ? row[1] : "", row[2] ? row[2] : "");
+	of->key_described = psprintf("%s %s %s %u", row[0] ? row[0] : "",
+								 row[1] ? row[1] : "", row[2] ? row[2] : "",
+								 of->relid);
 	of->row_filter = row[5] != NULL ? pstrdup(row[5]) : NULL;
 
 	of->is_whole = row[6] != NULL && strcmp(row[6], "t") == 0;

@@ -33,7 +33,7 @@ typedef struct PyrLayout
 								 * get what is here, as SQL; NULL: nothing */
 	List	   *copy_casts;		/* the same, for them to be copied */
 	char	   *key_described;	/* the key's columns, their types on the master, and
-								 * how they sort there */
+								 * how they sort there; and which table it is here */
 	char	   *row_filter;		/* which rows the master logs, as SQL; NULL: all */
 	bool		is_whole;		/* the key is all there is; rows can be equal */
 	bool		is_partitioned; /* on the master, it has no rows of its own */
