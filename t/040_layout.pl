@@ -396,6 +396,10 @@ CREATE TABLE rounded (k numeric PRIMARY KEY, a text);
 CREATE TABLE moment (k timestamptz PRIMARY KEY, a text);
 CREATE TABLE watched (id int PRIMARY KEY, n numeric, c char(3), at timestamptz);
 CREATE TABLE bag (n numeric, c char(3), at timestamptz);
+CREATE DOMAIN price AS numeric(10, 3);
+CREATE TYPE mood AS ENUM ('happy', 'sad');
+CREATE TABLE domains (id int PRIMARY KEY, p price, m mood, a text);
+INSERT INTO domains SELECT i, i + 0.126, 'sad', 'a' FROM generate_series(1, 10) i;
 INSERT INTO blanks SELECT i, i % 10, 'a' FROM generate_series(1, 3000) i;
 INSERT INTO rounded SELECT i + 0.26, 'a' FROM generate_series(1, 5000) i;
 INSERT INTO moment SELECT '2024-06-01 12:00+00'::timestamptz + i * interval '10.7 s', 'a' FROM generate_series(1, 5000) i;
@@ -408,13 +412,15 @@ CREATE TABLE rounded (k numeric(10, 1) PRIMARY KEY, a text);
 CREATE TABLE moment (k timestamptz(0) PRIMARY KEY, a text);
 CREATE TABLE watched (id int PRIMARY KEY, n numeric(10, 2), c char(9), at timestamptz(0));
 CREATE TABLE bag (n numeric(10, 2), c char(9), at timestamptz(0));
+CREATE TABLE domains (id int PRIMARY KEY, p numeric(10, 1), m varchar(10), a text);
 SQL
 my %assigned = (
 	blanks  => 'k::text, c::varchar(2), a',
 	rounded => 'k::numeric(10, 1), a',
 	moment  => 'k::timestamptz(0), a',
 	watched => 'id, n::numeric(10, 2), c::char(9), at::timestamptz(0)',
-	bag     => 'n::numeric(10, 2), c::char(9), at::timestamptz(0)');
+	bag     => 'n::numeric(10, 2), c::char(9), at::timestamptz(0)',
+	domains => 'id, p::numeric(10, 1), m::varchar(10), a');
 my @assigned = sort keys %assigned;
 my %option = (watched => ', log_old => true', bag => q(, key => '{*}'));
 $master->safe_psql('postgres', sprintf(q(SELECT py_log_create_tg('%s'%s)), $_, $option{$_} // ''))
@@ -434,7 +440,7 @@ sub are_assigned
 	return;
 }
 
-ok($slave->poll_query_until('postgres', q(SELECT count(*) = 5 FROM pyreplica_tables WHERE tablename IN ('blanks', 'rounded', 'moment', 'watched', 'bag'))), 'five more tables');
+ok($slave->poll_query_until('postgres', q(SELECT count(*) = 6 FROM pyreplica_tables WHERE tablename IN ('blanks', 'rounded', 'moment', 'watched', 'bag', 'domains'))), 'six more tables');
 are_assigned('copied as assigned');
 my $conflicts = status_value($slave, 'conflicts');
 $master->safe_psql('postgres', $_) for split(/\n/, <<'SQL');
@@ -442,6 +448,7 @@ UPDATE blanks SET a = 'b' WHERE k = '1'; UPDATE blanks SET k = 'n' || k, c = 'x'
 UPDATE rounded SET a = 'b' WHERE k < 100; UPDATE rounded SET a = 'c' WHERE k = 200.26; DELETE FROM rounded WHERE k BETWEEN 300 AND 400
 UPDATE moment SET a = 'b' WHERE k < '2024-06-01 13:00+00'; DELETE FROM moment WHERE k > '2024-06-01 14:00+00'
 UPDATE watched SET n = n + 0.001, c = 'b', at = at + interval '0.3 s' WHERE id = 3; UPDATE watched SET n = n + 1; DELETE FROM watched WHERE id = 4
+UPDATE domains SET p = p + 0.05, m = 'happy' WHERE id % 2 = 0
 UPDATE bag SET c = 'b' WHERE n = 1.126; UPDATE bag SET at = at + interval '1 day'; DELETE FROM bag WHERE n > 5
 SQL
 are_assigned('changed as assigned');

@@ -106,35 +106,39 @@ loses_blanks(Form_pg_attribute att, Oid type)
 }
 
 /*
- * The type that the master has to cast a column's values to, for them to be what
- * the slave makes of them when they are changed; NULL: that is what they are, or it
- * has no such type.
+ * The column as SQL that the master has to evaluate, to get what the slave makes of
+ * its values when they are changed; NULL: that is what they are, or the master has no
+ * such type.  Values of types of users travel as text.
  */
 static char *
 cast_for(Form_pg_attribute att, Oid type)
 {
 	int32		typmod = att->atttypmod;
 	Oid			here = getBaseTypeAndTypmod(att->atttypid, &typmod);
+	const char *column = quote_identifier(NameStr(att->attname));
 
 	if (loses_blanks(att, type) && here >= FirstGenbkiObjectId)
-		return pstrdup("pg_catalog.text");
-	if (here >= FirstGenbkiObjectId || type >= FirstGenbkiObjectId ||
-		(here == type && typmod < 0))
+		return psprintf("CAST(%s AS pg_catalog.text)", column);
+	if (here >= FirstGenbkiObjectId || (here == type && typmod < 0))
 		return NULL;
-	return format_type_extended(here, typmod,
-								FORMAT_TYPE_TYPEMOD_GIVEN |
-								FORMAT_TYPE_FORCE_QUALIFY);
+	if (type >= FirstGenbkiObjectId)
+		column = psprintf("CAST(%s AS pg_catalog.text)", column);
+	return psprintf("CAST(%s AS %s)", column,
+					format_type_extended(here, typmod,
+										 FORMAT_TYPE_TYPEMOD_GIVEN |
+										 FORMAT_TYPE_FORCE_QUALIFY));
 }
 
 /*
- * What they are to be cast to when they are copied; NULL: nothing.  Those that are cast
- * when they are changed; but strings would be cut off by that.
+ * The same for values that are copied.  Those are cast that are when they are changed;
+ * but strings would be cut off by that.
  */
 static char *
 cast_in_copy(Form_pg_attribute att, Oid type, char *cast)
 {
 	if (loses_blanks(att, type))
-		return pstrdup("pg_catalog.text");
+		return psprintf("CAST(%s AS pg_catalog.text)",
+						quote_identifier(NameStr(att->attname)));
 	if (getBaseType(att->atttypid) == type ||
 		pyr_wire_of_type(type) == PYR_WIRE_TEXT ||
 		TypeCategory(type) == TYPCATEGORY_STRING)
@@ -160,8 +164,8 @@ pyr_layout_append_columns(StringInfo sql, PyrLayout *layout, bool is_compared)
 		const char *column = quote_identifier(lfirst(name));
 
 		if (lfirst(cast) != NULL)
-			appendStringInfo(sql, "%sCAST(%s AS %s) AS %s", comma, column,
-							 (char *) lfirst(cast), column);
+			appendStringInfo(sql, "%s%s AS %s", comma, (char *) lfirst(cast),
+							 column);
 		else
 			appendStringInfo(sql, "%s%s", comma, (char *) lfirst(value));
 		comma = ", ";
