@@ -235,6 +235,89 @@ is_like('event', 'event', 'when it is empty, both are copied anew');
 $master->safe_psql('postgres', 'UPDATE event SET a = $$end$$ WHERE id % 2 = 0');
 is_like('event', 'event', 'and go on');
 
+# TRUNCATE of one of them would take the others' rows away; of all of them it does not.
+$position = log_position($slave);
+$master->safe_psql('postgres', 'TRUNCATE event_1');
+ok(wait_status($slave, q(last_error ~ 'table public.event cannot be truncated for the master.s table public.event_1 alone')),
+	'TRUNCATE of one of them is an error');
+is($slave->safe_psql('postgres', 'SELECT count(*) > 500, min(id) < 1000 FROM event'), 't|t', 'and no row is lost');
+$slave->safe_psql('postgres', 'DELETE FROM event WHERE id < 1000');
+($commitno, $xid) = split(/\|/, $slave->safe_psql('postgres', 'SELECT commitno, xid FROM pyreplica_failure'));
+$slave->safe_psql('postgres', "SELECT * FROM pyreplica_skip('postgres', $commitno, '$xid', really => true)");
+$slave->reload;
+is_like('event', 'event', 'its rows can be deleted by hand, and the change passed over');
+$master->safe_psql('postgres', q(TRUNCATE event; INSERT INTO event SELECT i, 'anew' FROM generate_series(900, 1100) i));
+is_like('event', 'event', 'TRUNCATE of all of them is one');
+
+# A table gets another place in the middle of being copied: what is at the old one is not
+# here.  So it is if the table here is made anew; but one that is renamed goes on.
+$master->safe_psql('postgres', <<'SQL');
+CREATE TABLE long (id int PRIMARY KEY, a text);
+INSERT INTO long SELECT i, 'row ' || i FROM generate_series(1, 200000) i;
+CREATE TABLE late_comer (id int PRIMARY KEY, a text);
+INSERT INTO late_comer SELECT i, 'late' FROM generate_series(1000001, 1000100) i;
+SELECT py_log_create_tg('late_comer');
+SQL
+$slave->safe_psql('postgres', <<'SQL');
+CREATE TABLE long (id int PRIMARY KEY, a text);
+CREATE TABLE longer (id int PRIMARY KEY, a text);
+CREATE TABLE late_comer (id int PRIMARY KEY, a text);
+SQL
+wait_ready(q(tablename = 'late_comer'));
+
+# When so many rows of it are copied, something happens.
+sub in_the_middle
+{
+	my ($rows, $sql) = @_;
+	my $halted = q(SELECT state FROM pyreplica_tables WHERE tablename = 'long');
+	my $session = $slave->background_psql('postgres');
+	$session->set_query_timer_restart();
+	poll_until(sub {
+			$slave->safe_psql('postgres', "SELECT rows_copied > $rows AND state = 'copying' FROM pyreplica_tables WHERE tablename = 'long'") eq 't';
+		}) or BAIL_OUT('the table is not copied');
+	$session->query_safe("BEGIN; LOCK TABLE pyreplica_position IN EXCLUSIVE MODE; $sql");
+	my $state = $slave->safe_psql('postgres', $halted);
+	$session->query_safe('COMMIT');
+	$session->quit;
+	return is($state, 'copying', 'in the middle of a copy');
+}
+
+sub is_long
+{
+	my ($table, $name) = @_;
+	local $Test::Builder::Level = $Test::Builder::Level + 1;
+	wait_ready(q(tablename = 'long'));
+	wait_caught_up($slave);
+	my $sum = 'SELECT count(*), sum(hashtext(l::text)) FROM %s l WHERE id < 1000000';
+	return is($slave->safe_psql('postgres', sprintf($sum, $table)),
+		$master->safe_psql('postgres', sprintf($sum, 'long')), $name);
+}
+$master->safe_psql('postgres', q(SELECT py_log_create_tg('long')));
+in_the_middle(0, q(SELECT pyreplica_map_table('long', 'longer')));
+is_long('longer', 'all rows come to the new place');
+$slave->safe_psql('postgres', q(SELECT pyreplica_resync('longer')));
+in_the_middle(0, q(DROP TABLE longer; CREATE TABLE longer (id int PRIMARY KEY, a text)));
+is_long('longer', 'or to a table that is made anew');
+$slave->safe_psql('postgres', q(SELECT pyreplica_resync('longer')));
+$position = log_position($slave);
+in_the_middle(0, q(ALTER TABLE longer RENAME TO longest; SELECT pyreplica_map_table('long', 'longest')));
+is_long('longest', 'or to one that got another name');
+is(count_log($slave, $position, qr/copying table "public.long"/), 1, 'which goes on');
+
+# Another one comes to be the same table while it is resynced.
+$slave->safe_psql('postgres', q(SELECT pyreplica_resync('longest')));
+in_the_middle(0, q(INSERT INTO longest SELECT * FROM late_comer; SELECT pyreplica_map_table('late_comer', 'longest')));
+ok( $slave->poll_query_until('postgres',
+		q(SELECT bool_or(last_error ~ 'cannot be made equal to one table of the master') FROM pyreplica_tables WHERE tablename IN ('long', 'late_comer'))),
+	'a table that another one comes to while it is resynced is not made equal to the one')
+  or diag($slave->safe_psql('postgres', 'SELECT * FROM pyreplica_tables'));
+is($slave->safe_psql('postgres', 'SELECT count(*) FROM longest WHERE id > 1000000'), '100', 'the other\'s rows are here');
+$slave->safe_psql('postgres', 'TRUNCATE longest');
+$slave->reload;
+wait_ready(q(tablename = 'late_comer'));
+is_long('longest', 'when it is empty, both are copied');
+is($slave->safe_psql('postgres', 'SELECT count(*) FROM longest WHERE id > 1000000'), '100', 'the other one, too');
+
 # ---- Other columns and other types ----
 
 $master->safe_psql('postgres', <<'SQL');
@@ -303,6 +386,75 @@ $slave->safe_psql('postgres', 'ALTER TABLE form ALTER COLUMN doc TYPE text');
 $slave->reload;
 wait_caught_up($slave);
 is($slave->safe_psql('postgres', 'SELECT doc FROM form WHERE id = 1'), 'not json', 'when the column takes it, it goes on');
+
+# What an assignment makes of values without another type: rounded numbers and times,
+# blanks that come or go.  Rows are found by that, as key, as what they were before, and
+# as all there is, and belong to ranges by it.
+$master->safe_psql('postgres', <<'SQL');
+CREATE TABLE blanks (k char(5) PRIMARY KEY, c char(3), a text);
+CREATE TABLE rounded (k numeric PRIMARY KEY, a text);
+CREATE TABLE moment (k timestamptz PRIMARY KEY, a text);
+CREATE TABLE watched (id int PRIMARY KEY, n numeric, c char(3), at timestamptz);
+CREATE TABLE bag (n numeric, c char(3), at timestamptz);
+CREATE DOMAIN price AS numeric(10, 3);
+CREATE TYPE mood AS ENUM ('happy', 'sad');
+CREATE TABLE domains (id int PRIMARY KEY, p price, m mood, a text);
+INSERT INTO domains SELECT i, i + 0.126, 'sad', 'a' FROM generate_series(1, 10) i;
+INSERT INTO blanks SELECT i, i % 10, 'a' FROM generate_series(1, 3000) i;
+INSERT INTO rounded SELECT i + 0.26, 'a' FROM generate_series(1, 5000) i;
+INSERT INTO moment SELECT '2024-06-01 12:00+00'::timestamptz + i * interval '10.7 s', 'a' FROM generate_series(1, 5000) i;
+INSERT INTO watched SELECT i, i + 0.126, 'a', '2024-06-01 12:00:00.7+00' FROM generate_series(1, 10) i;
+INSERT INTO bag SELECT n, c, at FROM watched;
+SQL
+$slave->safe_psql('postgres', <<'SQL');
+CREATE TABLE blanks (k text PRIMARY KEY, c varchar(2), a text);
+CREATE TABLE rounded (k numeric(10, 1) PRIMARY KEY, a text);
+CREATE TABLE moment (k timestamptz(0) PRIMARY KEY, a text);
+CREATE TABLE watched (id int PRIMARY KEY, n numeric(10, 2), c char(9), at timestamptz(0));
+CREATE TABLE bag (n numeric(10, 2), c char(9), at timestamptz(0));
+CREATE TABLE domains (id int PRIMARY KEY, p numeric(10, 1), m varchar(10), a text);
+SQL
+my %assigned = (
+	blanks  => 'k::text, c::varchar(2), a',
+	rounded => 'k::numeric(10, 1), a',
+	moment  => 'k::timestamptz(0), a',
+	watched => 'id, n::numeric(10, 2), c::char(9), at::timestamptz(0)',
+	bag     => 'n::numeric(10, 2), c::char(9), at::timestamptz(0)',
+	domains => 'id, p::numeric(10, 1), m::varchar(10), a');
+my @assigned = sort keys %assigned;
+my %option = (watched => ', log_old => true', bag => q(, key => '{*}'));
+$master->safe_psql('postgres', sprintf(q(SELECT py_log_create_tg('%s'%s)), $_, $option{$_} // ''))
+  for @assigned;
+
+sub are_assigned
+{
+	my ($name) = @_;
+	local $Test::Builder::Level = $Test::Builder::Level + 1;
+	wait_ready(sprintf('tablename IN (%s)', join(', ', map { "'$_'" } @assigned)));
+	wait_caught_up($slave);
+	foreach my $table (@assigned)
+	{
+		is(content($slave, $table), content($master, "(SELECT $assigned{$table} FROM $table)"), "$name: $table");
+		is($slave->safe_psql('postgres', "SELECT * FROM pyreplica_verify('$table')"), '', "and nothing differs: $table");
+	}
+	return;
+}
+
+ok($slave->poll_query_until('postgres', q(SELECT count(*) = 6 FROM pyreplica_tables WHERE tablename IN ('blanks', 'rounded', 'moment', 'watched', 'bag', 'domains'))), 'six more tables');
+are_assigned('copied as assigned');
+my $conflicts = status_value($slave, 'conflicts');
+$master->safe_psql('postgres', $_) for split(/\n/, <<'SQL');
+UPDATE blanks SET a = 'b' WHERE k = '1'; UPDATE blanks SET k = 'n' || k, c = 'x' WHERE k::int < 100; DELETE FROM blanks WHERE k LIKE '%7'
+UPDATE rounded SET a = 'b' WHERE k < 100; UPDATE rounded SET a = 'c' WHERE k = 200.26; DELETE FROM rounded WHERE k BETWEEN 300 AND 400
+UPDATE moment SET a = 'b' WHERE k < '2024-06-01 13:00+00'; DELETE FROM moment WHERE k > '2024-06-01 14:00+00'
+UPDATE watched SET n = n + 0.001, c = 'b', at = at + interval '0.3 s' WHERE id = 3; UPDATE watched SET n = n + 1; DELETE FROM watched WHERE id = 4
+UPDATE domains SET p = p + 0.05, m = 'happy' WHERE id % 2 = 0
+UPDATE bag SET c = 'b' WHERE n = 1.126; UPDATE bag SET at = at + interval '1 day'; DELETE FROM bag WHERE n > 5
+SQL
+are_assigned('changed as assigned');
+is(status_value($slave, 'conflicts'), $conflicts, 'without a conflict');
+$slave->safe_psql('postgres', "UPDATE $_ SET a = 'spoiled'; SELECT pyreplica_resync('$_')") for qw(blanks rounded moment);
+are_assigned('resynced as assigned');
 
 # ---- Views, partitions, rules ----
 

@@ -256,4 +256,38 @@ $remote->safe_psql('whole', q(DELETE FROM one WHERE id = 5));
 $slave->reload;
 are_same('and goes on');
 
+# A value that is too long here is an error in updates as well, of however many rows.
+$master->safe_psql('postgres', <<'SQL');
+CREATE TABLE short (id int PRIMARY KEY, a text);
+INSERT INTO short SELECT i, 'a' FROM generate_series(1, 100) i;
+CREATE TABLE part_1 (id int PRIMARY KEY, a text);
+CREATE TABLE part_2 (id int PRIMARY KEY, a text);
+INSERT INTO part_1 SELECT i, 'one' FROM generate_series(1, 9000, 2) i;
+INSERT INTO part_2 SELECT i, 'two' FROM generate_series(2, 9000, 2) i;
+SQL
+$remote->safe_psql('whole', 'CREATE TABLE short (id int PRIMARY KEY, a text); CREATE TABLE parts (id int PRIMARY KEY, a text)');
+$slave->safe_psql('postgres', <<'SQL');
+CREATE FOREIGN TABLE short (id int, a varchar(5)) SERVER whole;
+CREATE FOREIGN TABLE parts (id int, a text) SERVER whole;
+SELECT pyreplica_map_table('part_1', 'parts'), pyreplica_map_table('part_2', 'parts');
+SQL
+log_table($master, 'short', 'part_1', 'part_2');
+ok($slave->poll_query_until('postgres',
+		q(SELECT count(*) = 7 AND bool_and(state = 'ready') FROM pyreplica_tables)), 'three more tables')
+  or diag($slave->safe_psql('postgres', 'SELECT * FROM pyreplica_tables'));
+$master->safe_psql('postgres', q(UPDATE short SET a = 'too long' WHERE id < 20));
+wait_status($slave, q(last_error ~ 'value too long' OR in_step_at > now()), 5);
+is($remote->safe_psql('whole', q(SELECT count(*) FROM short WHERE a = 'too l')), '0', 'nothing is cut off');
+$slave->safe_psql('postgres', 'ALTER FOREIGN TABLE short ALTER COLUMN a TYPE text');
+$slave->reload;
+wait_caught_up($slave);
+is_same_rows($master, $slave, 'short', 'a value is as long as it is');
+
+# Several tables may come into one over there, each beside what the others have brought.
+my $both = '(SELECT * FROM part_1 UNION ALL SELECT * FROM part_2)';
+is(content($slave, 'parts'), content($master, $both), 'several tables are copied into one over there');
+$master->safe_psql('postgres', 'UPDATE part_1 SET a = a || id WHERE id % 3 = 0; DELETE FROM part_2 WHERE id % 5 = 0; INSERT INTO part_2 VALUES (-2, $$new$$)');
+wait_caught_up($slave);
+is(content($slave, 'parts'), content($master, $both), 'and go on there');
+
 done_testing();

@@ -115,10 +115,17 @@ typedef struct ApplyState
 
 	/* tables to be truncated by one statement, as the master may have done */
 	int			ntruncated;
-	int64		truncate_number;	/* of the first one's change */
+	List	   *truncated;		/* Truncated, in the transaction's memory */
 	Oid			truncate_owner; /* of all of them */
 	StringInfoData truncate;	/* the statement */
 } ApplyState;
+
+/* a table that is to be truncated */
+typedef struct Truncated
+{
+	PyrTable   *table;
+	int64		number;			/* of the change */
+} Truncated;
 
 /*
  * Shapes are remembered from window to window, with their plans; by the
@@ -283,6 +290,47 @@ log_statement(ApplyState *state)
 			 errhidestmt(true), errhidecontext(true)));
 }
 
+static bool
+is_truncated(ApplyState *state, PyrTable *table)
+{
+	ListCell   *cell;
+
+	foreach(cell, state->truncated)
+	{
+		if (((Truncated *) lfirst(cell))->table == table)
+			return true;
+	}
+	return false;
+}
+
+/*
+ * Where several tables of the master are the same one here, it can only be emptied for
+ * all of them.
+ */
+static void
+check_sharers(ApplyState *state, Truncated *truncated)
+{
+	PyrTable   *table = truncated->table;
+	ListCell   *cell;
+
+	foreach(cell, pyr_table_sharers(table))
+	{
+		PyrTable   *sharer = lfirst(cell);
+
+		/* of one that is yet to be copied, no rows are here */
+		if (sharer->state == PYR_TABLE_WAITING || is_truncated(state, sharer))
+			continue;
+		state->number_at_work = truncated->number;
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("table %s cannot be truncated for the master's table %s alone",
+						pyr_table_here(table), pyr_table_qualified(table)),
+				 errdetail("It has the rows of the master's table %s, too.",
+						   pyr_table_qualified(sharer)),
+				 errhint("Delete here what came from the one, and pass over the change with pyreplica_skip(). With py_log_create_tg(..., ignore_truncate => true) on the master it does not come again.")));
+	}
+}
+
 /*
  * Truncates the tables gathered so far, together, as they may refer to one
  * another.
@@ -291,10 +339,13 @@ static void
 flush_truncates(ApplyState *state)
 {
 	int64		number_at_work = state->number_at_work;
+	ListCell   *cell;
 
 	if (state->ntruncated == 0)
 		return;
-	state->number_at_work = state->truncate_number;
+	foreach(cell, state->truncated)
+		check_sharers(state, lfirst(cell));
+	state->number_at_work = ((Truncated *) linitial(state->truncated))->number;
 	pyr_statement_text(state->truncate_owner, state->truncate.data);
 	state->number_at_work = number_at_work;
 	state->ntruncated = 0;
@@ -302,23 +353,28 @@ flush_truncates(ApplyState *state)
 }
 
 static void
-gather_truncate(ApplyState *state, PyrTarget *target)
+gather_truncate(ApplyState *state, PyrTarget *target, PyrTable *table)
 {
 	MemoryContext oldcontext;
+	Truncated  *truncated;
 
 	if (state->truncate_owner != target->owner)
 		flush_truncates(state);
 	state->truncate_owner = target->owner;
 
 	oldcontext = MemoryContextSwitchTo(TopTransactionContext);
+	truncated = palloc(sizeof(Truncated));
+	truncated->table = table;
+	truncated->number = state->number;
 	if (state->ntruncated++ == 0)
 	{
-		state->truncate_number = state->number;
+		state->truncated = NIL;
 		initStringInfo(&state->truncate);
 		appendStringInfoString(&state->truncate, "TRUNCATE ");
 	}
 	else
 		appendStringInfoString(&state->truncate, ", ");
+	state->truncated = lappend(state->truncated, truncated);
 	if (target->relkind == RELKIND_RELATION)
 		appendStringInfoString(&state->truncate, "ONLY ");
 	appendStringInfoString(&state->truncate,
@@ -639,7 +695,7 @@ apply_change(ApplyState *state)
 	{
 		if (state->merge != NULL && !apply_merged(state))
 			return false;
-		gather_truncate(state, binding->target);
+		gather_truncate(state, binding->target, pyr_tables_of_shape(shape));
 		return true;
 	}
 	if (state->merge != NULL)

@@ -361,7 +361,7 @@ take_description(Copy *copy, char **row)
 	copy->layout = NULL;
 	copy->layout = pyr_layout_create(table, row);
 
-	/* a bookmark says nothing about another key */
+	/* a bookmark says nothing about another key, or another table here */
 	if (table->bookmark != NULL &&
 		(table->key == NULL ||
 		 strcmp(table->key, copy->layout->key_described) != 0))
@@ -661,8 +661,7 @@ write_rows(PyrLayout *layout, PyrCopyNext next, void *arg, PyrCopyMode mode,
 		if (mode == PYR_COPY_NEW)
 			(void) CopyFrom(state);
 		else
-			pyr_mend_range(layout, rel, state, after, upto,
-						   mode == PYR_COPY_RESYNC, between);
+			pyr_mend_range(layout, rel, state, mode, after, upto, between);
 		EndCopyFrom(state);
 		table_close(rel, NoLock);
 	}
@@ -743,6 +742,17 @@ advance(PyrTable *table, Ask *ask, int64 nrows)
 			 errhidestmt(true), errhidecontext(true)));
 }
 
+/*
+ * What is where the chunk goes.
+ */
+static PyrCopyMode
+mode_of(PyrTable *table)
+{
+	if (!table->is_resync)
+		return PYR_COPY_NEW;
+	return pyr_table_sharers(table) != NIL ? PYR_COPY_BESIDE : PYR_COPY_RESYNC;
+}
+
 static void
 apply_chunk(PyrSupplement *supplement, Copy *copy, void (*between) (void))
 {
@@ -750,9 +760,16 @@ apply_chunk(PyrSupplement *supplement, Copy *copy, void (*between) (void))
 	PyrTable   *table = copy->table;
 	TimestampTz begin = GetCurrentTimestamp();
 	int64		nrows = chunk_nrows(supplement, copy->layout);
+	bool		is_over = copy->layout->is_foreign || !copy->layout->takes_copy;
 
 	if (table->state == PYR_TABLE_WAITING)
 		begin_table(table, copy->layout);
+	else if (!is_over && mode_of(table) == PYR_COPY_BESIDE)
+	{
+		/* another one has come to be here meanwhile */
+		pyr_table_begin_anew(table);
+		return;
+	}
 
 	/*
 	 * What is written to other servers may stay there although we are taken
@@ -760,16 +777,14 @@ apply_chunk(PyrSupplement *supplement, Copy *copy, void (*between) (void))
 	 * known before.  (COPY does not write to a view that has no triggers for it;
 	 * but rows can be made equal there.)
 	 */
-	if ((copy->layout->is_foreign || !copy->layout->takes_copy) &&
-		!table->is_resync)
+	if (is_over && !table->is_resync)
 	{
 		table->is_resync = true;
 		pyr_table_store(table);
 		return;
 	}
 	find_end(supplement, copy->layout);
-	pyr_copy_range(copy->layout, supplement,
-				   table->is_resync ? PYR_COPY_RESYNC : PYR_COPY_NEW, ask->after,
+	pyr_copy_range(copy->layout, supplement, mode_of(table), ask->after,
 				   ask->is_last ? NULL : ask->last, between);
 	advance(table, ask, nrows);
 	pyr_table_store(table);
@@ -838,6 +853,15 @@ take_culprit(Copy *copy, List *rows)
 }
 
 /*
+ * Whether what has the table's name here is still what had it.
+ */
+static bool
+is_still_here(Copy *copy)
+{
+	return pyr_layout_find(copy->table) == copy->layout->relid;
+}
+
+/*
  * Does what the supplement is for.
  */
 static void
@@ -862,9 +886,9 @@ apply_supplement(PyrSupplement *supplement, void (*between) (void))
 		pyr_tables_want_list(); /* it has no log trigger any more */
 	else if (ask->kind == ASK_CULPRIT)
 		take_culprit(copy, supplement->rows);
-	else if (is_next_chunk(supplement, copy))
+	else if (is_next_chunk(supplement, copy) && is_still_here(copy))
 		apply_chunk(supplement, copy, between);
-	else if (copy->layout == NULL ||
+	else if (copy->layout == NULL || !is_still_here(copy) ||
 			 !pyr_layout_is_same(copy->layout, linitial(supplement->rows)))
 	{
 		if (copy_schema && ask->table->state == PYR_TABLE_WAITING &&

@@ -27,6 +27,7 @@ typedef enum PyrCopyMode
 {
 	PYR_COPY_NEW,				/* nothing */
 	PYR_COPY_RESYNC,			/* old rows, and beyond it, too */
+	PYR_COPY_BESIDE,			/* the same, and rows of other tables */
 	PYR_COPY_REPAIR				/* some rows that are wrong */
 } PyrCopyMode;
 /* hands out the next block of what COPY sent; false: there is no more */

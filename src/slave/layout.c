@@ -92,33 +92,58 @@ pyr_layout_owner(PyrLayout *layout)
 }
 
 /*
- * The type that the master has to cast a column's values to, for them to be what
- * the slave makes of them when they are changed; NULL: that is what they are, or it
- * has no such type.
+ * Whether values are char(n) on the master, and strings of another type here: then
+ * the blanks at their end go with the assignment.
+ */
+static bool
+loses_blanks(Form_pg_attribute att, Oid type)
+{
+	Oid			here = getBaseType(att->atttypid);
+
+	return type == BPCHAROID && here != BPCHAROID &&
+		TypeCategory(here) == TYPCATEGORY_STRING &&
+		can_coerce_type(1, &type, &here, COERCION_ASSIGNMENT);
+}
+
+/*
+ * The column as SQL that the master has to evaluate, to get what the slave makes of
+ * its values when they are changed; NULL: that is what they are, or the master has no
+ * such type.  Values of types of users travel as text.
  */
 static char *
 cast_for(Form_pg_attribute att, Oid type)
 {
-	Oid			here = getBaseType(att->atttypid);
+	int32		typmod = att->atttypmod;
+	Oid			here = getBaseTypeAndTypmod(att->atttypid, &typmod);
+	const char *column = quote_identifier(NameStr(att->attname));
 
-	if (here >= FirstGenbkiObjectId || type >= FirstGenbkiObjectId ||
-		(here == type && att->atttypmod < 0))
+	if (loses_blanks(att, type) && here >= FirstGenbkiObjectId)
+		return psprintf("CAST(%s AS pg_catalog.text)", column);
+	if (here >= FirstGenbkiObjectId || (here == type && typmod < 0))
 		return NULL;
-	return format_type_extended(here, att->atttypmod,
-								FORMAT_TYPE_TYPEMOD_GIVEN |
-								FORMAT_TYPE_FORCE_QUALIFY);
+	if (type >= FirstGenbkiObjectId)
+		column = psprintf("CAST(%s AS pg_catalog.text)", column);
+	return psprintf("CAST(%s AS %s)", column,
+					format_type_extended(here, typmod,
+										 FORMAT_TYPE_TYPEMOD_GIVEN |
+										 FORMAT_TYPE_FORCE_QUALIFY));
 }
 
 /*
- * Whether values are to be cast on the master when they are copied: those that are
- * cast when they are changed.  (Strings would be cut off by that.)
+ * The same for values that are copied.  Those are cast that are when they are changed;
+ * but strings would be cut off by that.
  */
-static bool
-is_cast_in_copy(Form_pg_attribute att, Oid type)
+static char *
+cast_in_copy(Form_pg_attribute att, Oid type, char *cast)
 {
-	return getBaseType(att->atttypid) != type &&
-		pyr_wire_of_type(type) != PYR_WIRE_TEXT &&
-		TypeCategory(type) != TYPCATEGORY_STRING;
+	if (loses_blanks(att, type))
+		return psprintf("CAST(%s AS pg_catalog.text)",
+						quote_identifier(NameStr(att->attname)));
+	if (getBaseType(att->atttypid) == type ||
+		pyr_wire_of_type(type) == PYR_WIRE_TEXT ||
+		TypeCategory(type) == TYPCATEGORY_STRING)
+		return NULL;
+	return cast;
 }
 
 /*
@@ -131,17 +156,16 @@ pyr_layout_append_columns(StringInfo sql, PyrLayout *layout, bool is_compared)
 	ListCell   *name;
 	ListCell   *value;
 	ListCell   *cast;
-	ListCell   *copied;
 	const char *comma = "";
 
-	forfour(name, layout->columns, value, layout->values,
-			cast, layout->casts, copied, layout->are_cast)
+	forthree(name, layout->columns, value, layout->values,
+			 cast, is_compared ? layout->casts : layout->copy_casts)
 	{
 		const char *column = quote_identifier(lfirst(name));
 
-		if (lfirst(cast) != NULL && (is_compared || lfirst_int(copied)))
-			appendStringInfo(sql, "%sCAST(%s AS %s) AS %s", comma, column,
-							 (char *) lfirst(cast), column);
+		if (lfirst(cast) != NULL)
+			appendStringInfo(sql, "%s%s AS %s", comma, (char *) lfirst(cast),
+							 column);
 		else
 			appendStringInfo(sql, "%s%s", comma, (char *) lfirst(value));
 		comma = ", ";
@@ -341,6 +365,23 @@ sorts_alike(Form_pg_attribute att, const char *order)
 	return here != NULL && strcmp(here, order) == 0;
 }
 
+/*
+ * Whether keys may be rounded here, unlike on the master: then it cannot be told what
+ * is before and what behind one of the master's.  (Strings that are too long are
+ * errors.)
+ */
+static bool
+is_rounded(Form_pg_attribute att, const char *masters_type)
+{
+	int32		typmod = att->atttypmod;
+	Oid			type = getBaseTypeAndTypmod(att->atttypid, &typmod);
+	TYPCATEGORY category = TypeCategory(type);
+
+	return typmod >= 0 && category != TYPCATEGORY_STRING &&
+		category != TYPCATEGORY_BITSTRING &&
+		strcmp(format_type_with_typemod(type, typmod), masters_type) != 0;
+}
+
 static Form_pg_attribute
 find_attribute(PyrTable *table, TupleDesc desc, const char *name)
 {
@@ -416,8 +457,9 @@ fill_layout(PyrLayout *of, char **row)
 	orders = split_all(row[2], NULL, of->nkey, true);
 	columns = split_all(row[3], &ncolumns, -1, false);
 	types = split_all(row[4], NULL, ncolumns, false);
-	of->key_described = psprintf("%s %s %s", row[0] ? row[0] : "",
-								 row[1] ? row[1] : "", row[2] ? row[2] : "");
+	of->key_described = psprintf("%s %s %s %u", row[0] ? row[0] : "",
+								 row[1] ? row[1] : "", row[2] ? row[2] : "",
+								 of->relid);
 	of->row_filter = row[5] != NULL ? pstrdup(row[5]) : NULL;
 
 	of->is_whole = row[6] != NULL && strcmp(row[6], "t") == 0;
@@ -435,7 +477,8 @@ fill_layout(PyrLayout *of, char **row)
 		of->key_types_here[i] = format_type_extended(att->atttypid, -1,
 													 FORMAT_TYPE_TYPEMOD_GIVEN |
 													 FORMAT_TYPE_FORCE_QUALIFY);
-		of->is_sorted = of->is_sorted && sorts_alike(att, orders[i]);
+		of->is_sorted = of->is_sorted && sorts_alike(att, orders[i]) &&
+			!is_rounded(att, of->key_types[i]);
 	}
 
 	of->is_binary = true;
@@ -449,7 +492,8 @@ fill_layout(PyrLayout *of, char **row)
 		of->columns = lappend(of->columns, columns[i]);
 		of->values = lappend(of->values, exact_value(columns[i], type, att));
 		of->casts = lappend(of->casts, cast_for(att, type));
-		of->are_cast = lappend_int(of->are_cast, is_cast_in_copy(att, type));
+		of->copy_casts = lappend(of->copy_casts,
+								 cast_in_copy(att, type, llast(of->casts)));
 		if (att->atttypid != type || !pyr_wire_is_copied(type))
 			of->is_binary = false;
 	}

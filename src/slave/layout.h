@@ -31,9 +31,9 @@ typedef struct PyrLayout
 								 * either side, so that its text is exact */
 	List	   *casts;			/* of these, what the master has to make of them to
 								 * get what is here, as SQL; NULL: nothing */
-	List	   *are_cast;		/* of these, whether to be copied as well */
+	List	   *copy_casts;		/* the same, for them to be copied */
 	char	   *key_described;	/* the key's columns, their types on the master, and
-								 * how they sort there */
+								 * how they sort there; and which table it is here */
 	char	   *row_filter;		/* which rows the master logs, as SQL; NULL: all */
 	bool		is_whole;		/* the key is all there is; rows can be equal */
 	bool		is_partitioned; /* on the master, it has no rows of its own */

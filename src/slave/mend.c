@@ -74,7 +74,7 @@ typedef struct Mend
 	const char *relation;		/* in statements */
 	char	  **after;
 	char	  **upto;
-	bool		is_resync;
+	PyrCopyMode mode;
 	bool		by_key;			/* rows are told apart by it */
 
 	int			ncolumns;		/* that both sides have */
@@ -499,10 +499,13 @@ change(Mend *mend, const char *sql)
 static void
 delete_rows(Mend *mend)
 {
-	if (mend->nextra + mend->nreplaced == 0)
+	bool		keeps_extra = mend->mode == PYR_COPY_BESIDE;
+
+	if ((keeps_extra ? 0 : mend->nextra) + mend->nreplaced == 0)
 		return;
 	(void) change(mend, psprintf("DELETE FROM %s AS t USING " WRONG_ROWS " AS x WHERE x.what IN ('%c', '%c') AND %s%s",
-								 mend->relation, ROW_EXTRA, ROW_REPLACED,
+								 mend->relation,
+								 keeps_extra ? ROW_REPLACED : ROW_EXTRA, ROW_REPLACED,
 								 mend->by_key ? same_key(mend, "x.c", NULL)
 								 : "t.ctid = x.place AND t.tableoid = x.part",
 								 within_range(mend)));
@@ -544,7 +547,7 @@ make_room(Mend *mend)
 		appendStringInfo(&where, " AND NOT (%s)", same_key(mend, "n.pyreplica_c", NULL));
 		cleared = pyr_collision_clear(mend->rel, &newcomers, where.data);
 	}
-	if (mend->is_resync && mend->upto != NULL)
+	if (mend->mode == PYR_COPY_RESYNC && mend->upto != NULL)
 	{
 		initStringInfo(&where);
 		pyr_layout_append_found(&where, mend->layout, mend->upto, NULL);
@@ -648,11 +651,12 @@ check_key(Mend *mend)
 
 /*
  * Makes the range of the slave's relation equal to what the master's COPY brings.
- * As the relation's owner.  In a resync, rows beyond the range may be deleted.
+ * As the relation's owner.  In a resync, rows beyond the range may be deleted; and
+ * what is only here is not, if it may be of other tables.
  */
 void
 pyr_mend_range(PyrLayout *layout, Relation rel, CopyFromState master,
-			   char **after, char **upto, bool is_resync,
+			   PyrCopyMode mode, char **after, char **upto,
 			   void (*between) (void))
 {
 	static EphemeralNamedRelationData masters_rows;
@@ -663,7 +667,7 @@ pyr_mend_range(PyrLayout *layout, Relation rel, CopyFromState master,
 	MemoryContext oldcontext = MemoryContextSwitchTo(context);
 	Mend		mend = {
 		.layout = layout, .rel = rel, .relation = pyr_layout_relation(layout),
-		.after = after, .upto = upto, .is_resync = is_resync
+		.after = after, .upto = upto, .mode = mode
 	};
 	TupleDesc	desc;
 	Tuplestorestate *masters;

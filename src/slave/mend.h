@@ -9,13 +9,14 @@
 #define PYR_MEND_H
 
 #include "common/compat.h"
+#include "slave/copy.h"
 #include "slave/layout.h"
 #include "slave/target.h"
 #include "utils/rel.h"
 
 extern void pyr_mend_range(PyrLayout *layout, Relation rel,
-						   CopyFromState master, char **after, char **upto,
-						   bool is_resync, void (*between) (void));
+						   CopyFromState master, PyrCopyMode mode,
+						   char **after, char **upto, void (*between) (void));
 extern bool pyr_mend_make_room(PyrTable *table, PyrBinding *binding,
 							   PyrChange *change, int encoding);
 

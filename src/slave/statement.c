@@ -51,6 +51,7 @@
 #include "miscadmin.h"
 #include "parser/parsetree.h"
 #include "optimizer/paths.h"
+#include "parser/parse_coerce.h"
 #include "slave/local.h"
 #include "slave/statement.h"
 #include "utils/builtins.h"
@@ -307,14 +308,42 @@ parameter(int number, bool for_many)
 }
 
 static const char *
-cast_to_column(const char *value, PyrTargetColumn *column)
+cast_to(const char *value, PyrTargetColumn *column, Oid type, int32 typmod)
 {
-	if (column->param_type == column->type)
+	/* reading text goes by the column's length already */
+	if (column->param_type == type &&
+		(typmod < 0 || column->wire == PYR_WIRE_TEXT))
 		return value;
 	return psprintf("CAST(%s AS %s)", value,
-					format_type_extended(column->type, column->typmod,
+					format_type_extended(type, typmod,
 										 FORMAT_TYPE_TYPEMOD_GIVEN |
 										 FORMAT_TYPE_FORCE_QUALIFY));
+}
+
+/*
+ * The value as the column has it, once it is assigned: rounded, or filled with blanks.
+ */
+static const char *
+cast_to_column(const char *value, PyrTargetColumn *column)
+{
+	return cast_to(value, column, column->type, column->typmod);
+}
+
+/*
+ * The same, but what is too long stays so: no row has it as its key, and if it is
+ * assigned that is an error.  (To be cast says that it may be cut off.)
+ */
+static const char *
+cast_uncut(const char *value, PyrTargetColumn *column)
+{
+	TYPCATEGORY category = TypeCategory(column->type);
+
+	if (column->param_type != column->type &&
+		(category == TYPCATEGORY_STRING || category == TYPCATEGORY_BITSTRING))
+		return cast_to(value, column, getBaseType(column->type), -1);
+	if (category == TYPCATEGORY_STRING || category == TYPCATEGORY_BITSTRING)
+		return value;
+	return cast_to_column(value, column);
 }
 
 /*
@@ -363,7 +392,7 @@ static void
 append_key_condition(StringInfo sql, PyrTarget *target,
 					 PyrTargetColumn *column, const char *value)
 {
-	append_condition(sql, target, column, cast_to_column(value, column));
+	append_condition(sql, target, column, cast_uncut(value, column));
 }
 
 /*
@@ -629,8 +658,8 @@ several_condition_by_array(PyrStatement *statement, int nrows)
 	initStringInfo(&where);
 	for (int row = 0; row < nrows; row++)
 		appendStringInfo(&array, "%s%s", row > 0 ? ", " : "ANY (ARRAY[",
-						 cast_to_column(parameter(row * statement->nparams, false),
-										column));
+						 cast_uncut(parameter(row * statement->nparams, false),
+									column));
 	appendStringInfoString(&array, "])");
 	append_condition(&where, statement->target, column, array.data);
 	return where.data;
@@ -661,8 +690,8 @@ several_text(PyrStatement *statement, int nrows)
 		for (int row = 0; row < nrows; row++)
 			appendStringInfo(&set, " WHEN %s THEN %s",
 							 several_condition(statement, nrows, row),
-							 cast_to_column(parameter(row * statement->nparams + i,
-													  false), column));
+							 cast_uncut(parameter(row * statement->nparams + i,
+												  false), column));
 		appendStringInfoString(&set, " END");
 	}
 	return psprintf("UPDATE %s AS t SET %s WHERE %s", table, set.data, condition);

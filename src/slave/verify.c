@@ -505,6 +505,21 @@ report_differences(uint64 found)
 }
 
 /*
+ * Rows that come from other tables are not to be taken for wrong.
+ */
+static void
+check_alone(void)
+{
+	if (pyr_table_sharers(run->layout->table) != NIL)
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("table %s cannot be repaired, as its rows come from several tables of the master",
+						run->layout->here),
+				 errhint("SELECT pyreplica_resync(%s), then empty it here: all of them are copied anew.",
+						 quote_literal_cstr(run->layout->here))));
+}
+
+/*
  * Finds the rows that differ; "rows" are keys and hashes of the master's.
  */
 static void
@@ -565,13 +580,8 @@ compare_keys(List *rows)
 		store_differences(text_array(keys, found), text_array(hashes, found));
 	}
 	run->differences += found;
-	if (found > 0 && run->repairs && sharers != NIL)
-		ereport(ERROR,
-				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-				 errmsg("table %s cannot be repaired, as its rows come from several tables of the master",
-						run->layout->here),
-				 errhint("SELECT pyreplica_resync(%s), then empty it here: all of them are copied anew.",
-						 quote_literal_cstr(run->layout->here))));
+	if (found > 0 && run->repairs)
+		check_alone();
 	if (found > 0 && run->repairs)
 		run->phase = PHASE_REPAIR;
 	else
@@ -610,6 +620,7 @@ apply_phase(PyrSupplement *supplement, void (*between) (void))
 			compare_keys(list_delete_first(list_copy(rows)));
 			break;
 		case PHASE_REPAIR:
+			check_alone();		/* meanwhile, another mapping may have come */
 			pyr_copy_range(run->layout, supplement, PYR_COPY_REPAIR, run->after,
 						   run->upto, between);
 			store_repaired();
