@@ -297,6 +297,36 @@ foreach my $again (
 	like(refusal("SELECT py_log_sql('DO \$\$BEGIN DELETE FROM parent WHERE id = 4; $again; END\$\$')"),
 		qr/cannot change table "(child|trail)" after a trigger or foreign key did.*sent as rows, after the statement.*Make several statements of it/s, "refused: $again");
 }
+# Nor is the order of changes broken by a call in between.
+here(<<'SQL');
+CREATE FUNCTION in_between() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+	IF NEW.id = 7 AND NEW.n = 50 THEN
+		UPDATE parent SET n = 51 WHERE id = 8;
+		PERFORM py_log_sql('CREATE TABLE in_between ()');
+	ELSIF NEW.id = 7 AND NEW.n = 60 THEN
+		PERFORM py_log_sql('DO $d$BEGIN UPDATE parent SET n = 61 WHERE id = 8; END$d$');
+	ELSIF NEW.id = 7 AND NEW.n = 70 THEN
+		UPDATE parent SET n = 71 WHERE id = 8;
+		BEGIN
+			PERFORM py_log_sql('CREATE TABLE in_between ()');
+			RAISE EXCEPTION 'not after all';
+		EXCEPTION WHEN raise_exception THEN
+			NULL;
+		END;
+	END IF;
+	RETURN NULL;
+END
+$$;
+CREATE TRIGGER in_between AFTER UPDATE ON parent FOR EACH ROW EXECUTE FUNCTION in_between();
+SQL
+like(refusal("UPDATE parent SET n = $_ WHERE id IN (7, 8)"),
+	qr/py_log_sql was called in the middle of a statement that changes table "public.parent"/, "in the middle of things: $_") for 50, 60;
+here('UPDATE parent SET n = 70 WHERE id IN (7, 8)');
+is_like('a call that was rolled back is no matter', 'parent');
+is(here('SELECT n FROM parent WHERE id = 8'), 71, 'and this was one');
+here('DROP TRIGGER in_between ON parent');
+
 pass_on('DO $$BEGIN UPDATE child SET p = 5 WHERE id = 6; DELETE FROM parent WHERE id = 4; END$$; INSERT INTO parent VALUES (4); INSERT INTO child VALUES (4, 4)');
 is_like('the other way round, and several statements', 'parent', 'child', 'trail');
 pass_on('UPDATE parent SET n = 5', 'DELETE FROM parent WHERE id = 3', 'TRUNCATE trail', q(SELECT leave FROM (SELECT setval('trail_id_seq', 1000)) s(leave)), 'INSERT INTO parent VALUES (21, 1)');

@@ -30,6 +30,7 @@
 #include "postgres.h"
 
 #include "access/htup_details.h"
+#include "access/xact.h"
 #include "catalog/namespace.h"
 #include "commands/trigger.h"
 #include "common/compat.h"
@@ -63,6 +64,9 @@ PG_FUNCTION_INFO_V1(py_log_only_here);
 /* how deep triggers were when a statement that is passed on began; -1: none runs */
 #define NOT_RUNNING		(-1)
 static int	begun_at = NOT_RUNNING;
+
+/* the command that would have been next then */
+static CommandId begun_with = InvalidCommandId;
 
 /* it is one that can call functions, and defines nothing by itself */
 static bool is_call = false;
@@ -124,6 +128,7 @@ pyr_sql_enter(void)
 
 	watch_executor();
 	begun_at = trigger_depth();
+	begun_with = GetCurrentCommandId(false);
 	return before;
 }
 
@@ -144,6 +149,16 @@ bool
 pyr_sql_is_running(void)
 {
 	return begun_at != NOT_RUNNING;
+}
+
+/*
+ * Whether what that command of this transaction did was there when the statement
+ * began.
+ */
+bool
+pyr_sql_is_older(CommandId cid)
+{
+	return cid < begun_with;
 }
 
 /*
