@@ -255,6 +255,24 @@ poll_until(sub { there(q(SELECT count(*) FROM pyreplica_tables WHERE tablename =
 is_like('names and constants mean what they meant there', 'one.placed', 'two.placed');
 is(there(q(SELECT at AT TIME ZONE 'UTC', w FROM two.placed)), '2001-02-02 22:35:00|back\slash', 'and that is this');
 
+here(<<'SQL');
+CREATE TABLE shadowed (id int PRIMARY KEY);
+CREATE TEMP TABLE shadowed (id int);
+SELECT py_log_sql($$
+	CREATE TABLE not_shadowed (id int PRIMARY KEY);
+	SELECT set_config('search_path', 'one', false);
+	CREATE TABLE not_shadowed (id int PRIMARY KEY);
+	DROP TABLE public.not_shadowed
+$$);
+SET search_path = public;
+CREATE TEMP TABLE not_shadowed (id int);
+SELECT py_log_sql('CREATE TABLE not_shadowed (id int); DROP TABLE not_shadowed; CREATE TABLE shadowed2 (id int); DROP TABLE IF EXISTS shadowed');
+SELECT FROM pg_temp.shadowed, pg_temp.not_shadowed;
+SQL
+wait_caught_up($slave);
+is(there(q(SELECT to_regclass('public.not_shadowed'), to_regclass('one.not_shadowed'))), '|one.not_shadowed', 'what is temporary here is not taken for what is there');
+is(here(q(SELECT to_regclass('public.shadowed'), to_regclass('one.not_shadowed'))), '|one.not_shadowed', 'and a path that a statement sets is kept');
+
 # --- Rows that a statement changes by itself, and by triggers ---
 
 pass_on(<<'SQL');
@@ -292,7 +310,10 @@ like(refusal(q(SELECT py_log_sql('DO $$BEGIN PERFORM py_log_create_tg(''made_by_
 foreach my $again (
 	'INSERT INTO parent VALUES (4); INSERT INTO child VALUES (4, 4)',
 	'UPDATE child SET p = 5 WHERE id = 6',
-	q(DELETE FROM trail))
+	q(DELETE FROM trail),
+	'ALTER TABLE trail ALTER what TYPE varchar USING lower(what)',
+	'ALTER TABLE child ADD late int DEFAULT 1',
+	'DROP TABLE trail; CREATE TABLE trail (id int)')
 {
 	like(refusal("SELECT py_log_sql('DO \$\$BEGIN DELETE FROM parent WHERE id = 4; $again; END\$\$')"),
 		qr/cannot change table "(child|trail)" after a trigger or foreign key did.*sent as rows, after the statement.*Make several statements of it/s, "refused: $again");
