@@ -408,6 +408,7 @@ is(there(q(SELECT kind, schemaname, tablename, statement FROM pyreplica_conflict
 
 foreach my $case (
 	[ 'SET ROLE postgres; ', 'DO $$BEGIN SET ROLE postgres; END$$', qr/cannot set parameter "role" within security-restricted operation|permission denied to set role/ ],
+	[ '', q(DO $$BEGIN IF current_setting('session_replication_role') = 'replica' THEN RAISE 'no such library' USING ERRCODE = 'undefined_file'; END IF; END$$), qr/no such library/ ],
 	[ '', 'DO $$BEGIN DELETE FROM pyreplica_position; END$$', qr/permission denied for table pyreplica_position/ ],
 	[ 'CREATE SCHEMA mine; SET search_path = mine, public; ', 'CREATE TABLE lost (id int)', qr/schema "mine", where the master looked for names, does not exist on the slave/ ])
 {
