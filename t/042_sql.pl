@@ -255,6 +255,24 @@ poll_until(sub { there(q(SELECT count(*) FROM pyreplica_tables WHERE tablename =
 is_like('names and constants mean what they meant there', 'one.placed', 'two.placed');
 is(there(q(SELECT at AT TIME ZONE 'UTC', w FROM two.placed)), '2001-02-02 22:35:00|back\slash', 'and that is this');
 
+here(<<'SQL');
+CREATE TABLE shadowed (id int PRIMARY KEY);
+CREATE TEMP TABLE shadowed (id int);
+SELECT py_log_sql($$
+	CREATE TABLE not_shadowed (id int PRIMARY KEY);
+	SELECT set_config('search_path', 'one', false);
+	CREATE TABLE not_shadowed (id int PRIMARY KEY);
+	DROP TABLE public.not_shadowed
+$$);
+SET search_path = public;
+CREATE TEMP TABLE not_shadowed (id int);
+SELECT py_log_sql('CREATE TABLE not_shadowed (id int); DROP TABLE not_shadowed; CREATE TABLE shadowed2 (id int); DROP TABLE IF EXISTS shadowed');
+SELECT FROM pg_temp.shadowed, pg_temp.not_shadowed;
+SQL
+wait_caught_up($slave);
+is(there(q(SELECT to_regclass('public.not_shadowed'), to_regclass('one.not_shadowed'))), '|one.not_shadowed', 'what is temporary here is not taken for what is there');
+is(here(q(SELECT to_regclass('public.shadowed'), to_regclass('one.not_shadowed'))), '|one.not_shadowed', 'and a path that a statement sets is kept');
+
 # --- Rows that a statement changes by itself, and by triggers ---
 
 pass_on(<<'SQL');
@@ -292,11 +310,44 @@ like(refusal(q(SELECT py_log_sql('DO $$BEGIN PERFORM py_log_create_tg(''made_by_
 foreach my $again (
 	'INSERT INTO parent VALUES (4); INSERT INTO child VALUES (4, 4)',
 	'UPDATE child SET p = 5 WHERE id = 6',
-	q(DELETE FROM trail))
+	q(DELETE FROM trail),
+	'ALTER TABLE trail ALTER what TYPE varchar USING lower(what)',
+	'ALTER TABLE child ADD late int DEFAULT 1',
+	'DROP TABLE trail; CREATE TABLE trail (id int)')
 {
 	like(refusal("SELECT py_log_sql('DO \$\$BEGIN DELETE FROM parent WHERE id = 4; $again; END\$\$')"),
 		qr/cannot change table "(child|trail)" after a trigger or foreign key did.*sent as rows, after the statement.*Make several statements of it/s, "refused: $again");
 }
+# Nor is the order of changes broken by a call in between.
+here(<<'SQL');
+CREATE FUNCTION in_between() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+	IF NEW.id = 7 AND NEW.n = 50 THEN
+		UPDATE parent SET n = 51 WHERE id = 8;
+		PERFORM py_log_sql('CREATE TABLE in_between ()');
+	ELSIF NEW.id = 7 AND NEW.n = 60 THEN
+		PERFORM py_log_sql('DO $d$BEGIN UPDATE parent SET n = 61 WHERE id = 8; END$d$');
+	ELSIF NEW.id = 7 AND NEW.n = 70 THEN
+		UPDATE parent SET n = 71 WHERE id = 8;
+		BEGIN
+			PERFORM py_log_sql('CREATE TABLE in_between ()');
+			RAISE EXCEPTION 'not after all';
+		EXCEPTION WHEN raise_exception THEN
+			NULL;
+		END;
+	END IF;
+	RETURN NULL;
+END
+$$;
+CREATE TRIGGER in_between AFTER UPDATE ON parent FOR EACH ROW EXECUTE FUNCTION in_between();
+SQL
+like(refusal("UPDATE parent SET n = $_ WHERE id IN (7, 8)"),
+	qr/py_log_sql was called in the middle of a statement that changes table "public.parent"/, "in the middle of things: $_") for 50, 60;
+here('UPDATE parent SET n = 70 WHERE id IN (7, 8)');
+is_like('a call that was rolled back is no matter', 'parent');
+is(here('SELECT n FROM parent WHERE id = 8'), 71, 'and this was one');
+here('DROP TRIGGER in_between ON parent');
+
 pass_on('DO $$BEGIN UPDATE child SET p = 5 WHERE id = 6; DELETE FROM parent WHERE id = 4; END$$; INSERT INTO parent VALUES (4); INSERT INTO child VALUES (4, 4)');
 is_like('the other way round, and several statements', 'parent', 'child', 'trail');
 pass_on('UPDATE parent SET n = 5', 'DELETE FROM parent WHERE id = 3', 'TRUNCATE trail', q(SELECT leave FROM (SELECT setval('trail_id_seq', 1000)) s(leave)), 'INSERT INTO parent VALUES (21, 1)');
@@ -357,6 +408,7 @@ is(there(q(SELECT kind, schemaname, tablename, statement FROM pyreplica_conflict
 
 foreach my $case (
 	[ 'SET ROLE postgres; ', 'DO $$BEGIN SET ROLE postgres; END$$', qr/cannot set parameter "role" within security-restricted operation|permission denied to set role/ ],
+	[ '', q(DO $$BEGIN IF current_setting('session_replication_role') = 'replica' THEN RAISE 'no such library' USING ERRCODE = 'undefined_file'; END IF; END$$), qr/no such library/ ],
 	[ '', 'DO $$BEGIN DELETE FROM pyreplica_position; END$$', qr/permission denied for table pyreplica_position/ ],
 	[ 'CREATE SCHEMA mine; SET search_path = mine, public; ', 'CREATE TABLE lost (id int)', qr/schema "mine", where the master looked for names, does not exist on the slave/ ])
 {

@@ -29,7 +29,7 @@
  * triggers began to be called.
  *
  * Nothing is moved across a statement that is passed on (sql.c): before and after
- * it tables may not be the same.
+ * it tables may not be the same.  If a change belongs before it, that is an error.
  *
  * A change that is not logged, because the row is none of those that the table's
  * filter admits, has an order all the same: the row may have been one of them
@@ -542,12 +542,15 @@ before_taken(Oid relid, Place before)
  * the given place, if that is earlier.
  */
 static void
-put_before(uint64 start, Place before)
+put_before(PyrRelInfo *info, uint64 start, Place before)
 {
 	if (before.at < order.barrier)
-		before = (Place) {
-			order.barrier, NO_RANK
-		};
+		ereport(ERROR,
+				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+				 errmsg("py_log_sql was called in the middle of a statement that changes table \"%s.%s\"",
+						info->schema, info->table),
+				 errdetail("Slaves would do it in the other order: a row of the table was changed before the call, and its log trigger is called after it."),
+				 errhint("Call py_log_sql outside of triggers, and of functions that are called for rows.")));
 	if (before.at < start)
 		pyr_txbuffer_move(start, pyr_txbuffer_size(), before.at, before.rank);
 }
@@ -581,7 +584,7 @@ log_insert(PyrRelInfo *info, TupleTableSlot *row, Place before)
 	uint64		start = pyr_txbuffer_size();
 
 	append_change(info, PYR_INSERT, info->but_key, row, row);
-	put_before(start, before);
+	put_before(info, start, before);
 	note_taken(info->logged_as, start);
 }
 
@@ -594,7 +597,7 @@ log_delete(PyrRelInfo *info, TupleTableSlot *row, Place before)
 	uint64		start = pyr_txbuffer_size();
 
 	append_change(info, PYR_DELETE, NULL, row, NULL);
-	put_before(start, before_taken(info->logged_as, before));
+	put_before(info, start, before_taken(info->logged_as, before));
 }
 
 /*
@@ -619,7 +622,7 @@ log_update(PyrRelInfo *info, Bitmapset *changed, TupleTableSlot *old,
 		before = before_taken(info->logged_as, before);
 		note_taken(info->logged_as, start);
 	}
-	put_before(start, before);
+	put_before(info, start, before);
 }
 
 static void
@@ -802,6 +805,27 @@ capture_truncate(TriggerData *trigdata, PyrRelInfo *info)
 		(void) log_rows(info, trigdata->tg_relation, PYR_DELETE);
 }
 
+/*
+ * A statement that is passed on has changed the row by itself.  If the row version
+ * that it replaced was there before, and is still to be captured, that will come too
+ * late.
+ */
+static void
+note_passed_on(TriggerData *trigdata)
+{
+	HeapTuple	old = trigdata->tg_trigtuple;
+
+	if (!TRIGGER_FIRED_FOR_ROW(trigdata->tg_event) ||
+		TRIGGER_FIRED_BY_INSERT(trigdata->tg_event) || order.barrier == 0 ||
+		!TransactionIdIsCurrentTransactionId(HeapTupleHeaderGetXmin(old->t_data)) ||
+		!pyr_sql_is_older(HeapTupleHeaderGetCmin(old->t_data)))
+		return;
+	note_message();
+	note_replaced(old, (Place) {
+		order.barrier - 1, NO_RANK
+	});
+}
+
 static void
 check_trigger(FunctionCallInfo fcinfo)
 {
@@ -839,7 +863,10 @@ py_log_replica(PG_FUNCTION_ARGS)
 
 	check_trigger(fcinfo);
 	if (pyr_sql_makes_change(trigdata))
+	{
+		note_passed_on(trigdata);
 		return PointerGetDatum(NULL);
+	}
 
 	info = pyr_relinfo_get(trigdata->tg_relation, trigdata->tg_trigger);
 	pyr_log_begin_change(trigdata->tg_trigger->tgfoid);
@@ -933,10 +960,12 @@ pyr_capture_barrier(void)
 /*
  * What pyr_capture_cut takes us back to.
  */
-uint64
+PyrCapturePlace
 pyr_capture_place(void)
 {
-	return order.notes;
+	return (PyrCapturePlace) {
+		order.notes, order.barrier
+	};
 }
 
 /*
@@ -944,12 +973,12 @@ pyr_capture_place(void)
  * when a savepoint is rolled back.
  */
 void
-pyr_capture_cut(uint64 notes, uint64 size)
+pyr_capture_cut(PyrCapturePlace place, uint64 size)
 {
 	HASH_SEQ_STATUS status;
 	Version    *version;
 
-	order.barrier = Min(order.barrier, size);
+	order.barrier = place.barrier;
 	for (int depth = 0; depth < MAX_DEPTH; depth++)
 	{
 		Firing	   *firing = &order.firing[depth];
@@ -966,7 +995,7 @@ pyr_capture_cut(uint64 notes, uint64 size)
 	hash_seq_init(&status, order.pending);
 	while ((version = hash_seq_search(&status)) != NULL)
 	{
-		if (version->noted >= notes)
+		if (version->noted >= place.notes)
 			hash_search(order.pending, &version->key, HASH_REMOVE, NULL);
 	}
 }

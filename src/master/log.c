@@ -79,7 +79,7 @@ typedef struct Savepoint
 {
 	int			level;
 	uint64		size;
-	uint64		capture_place;
+	PyrCapturePlace capture_place;
 	uint32		nshapes;
 	int			shapes_len;
 	int			norigins;

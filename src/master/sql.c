@@ -30,7 +30,10 @@
 #include "postgres.h"
 
 #include "access/htup_details.h"
+#include "access/xact.h"
 #include "catalog/namespace.h"
+#include "catalog/objectaccess.h"
+#include "catalog/pg_class.h"
 #include "commands/trigger.h"
 #include "common/compat.h"
 #include "common/format.h"
@@ -64,12 +67,16 @@ PG_FUNCTION_INFO_V1(py_log_only_here);
 #define NOT_RUNNING		(-1)
 static int	begun_at = NOT_RUNNING;
 
+/* the command that would have been next then */
+static CommandId begun_with = InvalidCommandId;
+
 /* it is one that can call functions, and defines nothing by itself */
 static bool is_call = false;
 
 /* the commands of this transaction that foreign keys have used since */
 static Bitmapset *key_commands = NULL;
 static ExecutorStart_hook_type prev_executor_start = NULL;
+static object_access_hook_type prev_object_access = NULL;
 
 /* tables whose changes, made by triggers or foreign keys, have been logged since */
 static List *logged_tables = NIL;
@@ -101,8 +108,25 @@ executor_start(QueryDesc *query, int eflags)
 	MemoryContextSwitchTo(oldcontext);
 }
 
+static void check_not_logged(Oid relid);
+
+/*
+ * What a statement defines must not be about what is logged after it, either.
+ */
 static void
-watch_executor(void)
+object_access(ObjectAccessType access, Oid classid, Oid objectid, int subid,
+			  void *arg)
+{
+	if (prev_object_access)
+		prev_object_access(access, classid, objectid, subid, arg);
+	if (begun_at != NOT_RUNNING && classid == RelationRelationId &&
+		(access == OAT_DROP || access == OAT_POST_ALTER ||
+		 (access == OAT_POST_CREATE && subid != 0)))	/* a column */
+		check_not_logged(objectid);
+}
+
+static void
+watch(void)
 {
 	static bool is_hooked = false;
 
@@ -111,6 +135,8 @@ watch_executor(void)
 	is_hooked = true;
 	prev_executor_start = ExecutorStart_hook;
 	ExecutorStart_hook = executor_start;
+	prev_object_access = object_access_hook;
+	object_access_hook = object_access;
 }
 
 /*
@@ -122,8 +148,9 @@ pyr_sql_enter(void)
 {
 	int			before = begun_at;
 
-	watch_executor();
+	watch();
 	begun_at = trigger_depth();
+	begun_with = GetCurrentCommandId(false);
 	return before;
 }
 
@@ -144,6 +171,16 @@ bool
 pyr_sql_is_running(void)
 {
 	return begun_at != NOT_RUNNING;
+}
+
+/*
+ * Whether what that command of this transaction did was there when the statement
+ * began.
+ */
+bool
+pyr_sql_is_older(CommandId cid)
+{
+	return cid < begun_with;
 }
 
 /*
@@ -179,14 +216,14 @@ note_logged(Relation rel)
  * is to do what its master has done.)
  */
 static void
-check_not_logged(Relation rel)
+check_not_logged(Oid relid)
 {
-	if (list_member_oid(logged_tables, RelationGetRelid(rel)) &&
+	if (list_member_oid(logged_tables, relid) &&
 		SessionReplicationRole != SESSION_REPLICATION_ROLE_REPLICA)
 		ereport(ERROR,
 				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
 				 errmsg("a statement that is passed on to slaves cannot change table \"%s\" after a trigger or foreign key did",
-						RelationGetRelationName(rel)),
+						get_rel_name(relid)),
 				 errdetail("Slaves would do it in the other order: triggers and foreign keys do not fire there, so what they changed is sent as rows, after the statement."),
 				 errhint("Make several statements of it for py_log_sql: what INSERT, UPDATE and DELETE change is sent as rows, in order.")));
 }
@@ -206,7 +243,7 @@ pyr_sql_makes_change(TriggerData *trigdata)
 		note_logged(trigdata->tg_relation);
 		return false;
 	}
-	check_not_logged(trigdata->tg_relation);
+	check_not_logged(RelationGetRelid(trigdata->tg_relation));
 	return true;
 }
 
@@ -418,10 +455,38 @@ words_of(const char *script, RawStmt *raw)
 	return pnstrdup(begin, end - begin);
 }
 
+/*
+ * What is temporary must not be taken for what has the same name elsewhere: slaves would
+ * do it to the latter.  So it comes last here, too, while the statement runs.  Returns the
+ * level of settings that was begun for that, or -1.
+ */
+static int
+put_temporary_last(void)
+{
+	ListCell   *cell;
+	char	   *path;
+	int			level;
+
+	foreach(cell, fetch_search_path(true))
+	{
+		if (!isTempNamespace(lfirst_oid(cell)))
+			continue;
+		path = schemas_on_path();
+		level = NewGUCNestLevel();
+		(void) set_config_option("search_path",
+								 path[0] != '\0' ? psprintf("%s, pg_temp", path) : "pg_temp",
+								 PGC_USERSET, PGC_S_SESSION, GUC_ACTION_SAVE,
+								 true, 0, false);
+		return level;
+	}
+	return -1;
+}
+
 static void
 run_one(Oid function, const char *words, Node *stmt)
 {
 	int			before;
+	volatile int settings;
 
 	if (!is_passed_on(stmt))
 	{
@@ -429,6 +494,7 @@ run_one(Oid function, const char *words, Node *stmt)
 		return;
 	}
 	pass_on(function, words);
+	settings = put_temporary_last();
 	before = pyr_sql_enter();
 	is_call = GetCommandLogLevel(stmt) != LOGSTMT_DDL;
 	PG_TRY();
@@ -440,6 +506,10 @@ run_one(Oid function, const char *words, Node *stmt)
 		pyr_sql_leave(before);
 	}
 	PG_END_TRY();
+
+	/* what it has set by itself is kept; an error takes all back */
+	if (settings >= 0)
+		AtEOXact_GUC(true, settings);
 }
 
 /*

@@ -270,7 +270,8 @@ pyr_local_become_again(PyrIdentity before)
 
 /*
  * Whether an error has nothing to do with what was done, so that to do it in
- * another way, or to leave it out, is no way out: resources, shutdown, I/O.
+ * another way, or to leave it out, is no way out: resources, shutdown, I/O.  (A file
+ * that is not there is mostly the library of a function: that belongs to what is done.)
  */
 bool
 pyr_is_of_the_system(int sqlerrcode)
@@ -279,7 +280,8 @@ pyr_is_of_the_system(int sqlerrcode)
 
 	return category == ERRCODE_TO_CATEGORY(ERRCODE_INSUFFICIENT_RESOURCES) ||
 		category == ERRCODE_TO_CATEGORY(ERRCODE_OPERATOR_INTERVENTION) ||
-		category == ERRCODE_TO_CATEGORY(ERRCODE_SYSTEM_ERROR);
+		(category == ERRCODE_TO_CATEGORY(ERRCODE_SYSTEM_ERROR) &&
+		 sqlerrcode != ERRCODE_UNDEFINED_FILE);
 }
 
 /*
