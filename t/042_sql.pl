@@ -215,6 +215,24 @@ wait_worker($slave);
 is_like('after a crash the window comes', 'item');
 is(there($labels), '1', 'and has its value once');
 
+# It is added to the type, whatever the window calls that by then.
+$gate = hold_back($master, $slave);
+pass_on('ALTER TYPE mood RENAME TO mood2', q(ALTER TYPE mood2 ADD VALUE 'renamed' BEFORE 'sudden'));
+here(q(INSERT INTO item (id, m) VALUES (900101, 'renamed')));
+let_go($gate);
+is_like('a type that has got another name', 'item');
+
+# One that cannot be there before is an error, which can be mended.
+$gate = hold_back($master, $slave);
+my $failed = status_value($slave, 'errors');
+pass_on(q(ALTER TYPE mood2 RENAME VALUE 'sudden' TO 'slow'), q(ALTER TYPE mood2 ADD VALUE 'too late' AFTER 'slow'));
+here(q(INSERT INTO item (id, m) VALUES (900102, 'too late')));
+let_go($gate);
+wait_failure($failed, qr/unsafe use of new value "too late"/);
+there(q(ALTER TYPE mood2 ADD VALUE 'too late' AFTER 'sudden'));
+is_like('one that is added by hand', 'item');
+pass_on('ALTER TYPE mood2 RENAME TO mood');
+
 # --- Two tables change their names; and what is known by a name changes with it ---
 
 there(q(SELECT pyreplica_set_conflict_resolution('other', 'keep_local')));

@@ -1029,13 +1029,12 @@ begin_window(ApplyState *state)
 }
 
 /*
- * Carries out what has to be ahead of the window, and begins that once more.
+ * Carries out what has to be ahead of the window, and begins that once more.  In the
+ * context, which is none of the transaction's.
  */
 static void
-begin_again(ApplyState *state)
+begin_again(ApplyState *state, MemoryContext context)
 {
-	MemoryContext context = CurrentMemoryContext;
-
 	AbortCurrentTransaction();
 	MemoryContextSwitchTo(context);
 	state->applied = (PyrApplied) {0};
@@ -1059,6 +1058,7 @@ pyr_apply_window(const char *replica, PyrWindow *window, int encoding,
 {
 	ApplyState	state = {0};
 	PyrSupplement *supplement = pyr_window_supplement(window);
+	MemoryContext context = CurrentMemoryContext;
 
 	state.replica = replica;
 	state.encoding = encoding;
@@ -1072,11 +1072,12 @@ pyr_apply_window(const char *replica, PyrWindow *window, int encoding,
 	state.conflicts.encoding = encoding;
 	window_number++;
 	pyr_tables_begin_window();
+	pyr_ddl_begin_window();
 
 	pyr_target_sweep();
 	limit_shapes();
 	while (!begin_window(&state))
-		begin_again(&state);
+		begin_again(&state, context);
 
 	pyr_node_apply(NULL);
 	pyr_history_finish(&state.conflicts.history);

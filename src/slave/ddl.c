@@ -68,9 +68,12 @@
 /* longest piece of a statement in messages */
 #define DESCRIBED_LEN_MAX	300
 
-/* a statement that has to be carried out before the window; and if that failed */
+/* a statement that has to be carried out before the window, and the enum it is about */
 static char *ahead[PYR_SQL_NVALUES];
-static bool is_ahead_refused = false;
+static Oid	ahead_type;
+
+/* those of this window, as char *, with which that has failed */
+static List *refused = NIL;
 
 /* ---- what they may not do ---- */
 
@@ -263,43 +266,104 @@ set_meaning(char *const *values)
 }
 
 /*
- * Whether the statement adds a value to an enum, and has to be carried out ahead: it
- * is not there yet.  is_there: it is.  An enum that the same transaction has made
- * takes values at once.
+ * The statement, if it adds a value to an enum; or NULL.
  */
-static bool
-has_to_be_ahead(const char *words, bool *is_there)
+static AlterEnumStmt *
+addition_to_enum(const char *words)
 {
 	List	   *parsed = pg_parse_query(words);
 	AlterEnumStmt *stmt;
+
+	if (list_length(parsed) != 1 ||
+		!IsA(linitial_node(RawStmt, parsed)->stmt, AlterEnumStmt))
+		return NULL;
+	stmt = (AlterEnumStmt *) linitial_node(RawStmt, parsed)->stmt;
+	return stmt->oldVal == NULL ? stmt : NULL;
+}
+
+/*
+ * The enum that the statement adds a value to, if it has to be carried out ahead: the
+ * value is not there yet.  is_there: it is.  An enum that the same transaction has made
+ * takes values at once.
+ */
+static Oid
+has_to_be_ahead(const char *words, bool *is_there)
+{
+	AlterEnumStmt *stmt = addition_to_enum(words);
 	Oid			type;
 	HeapTuple	tuple;
 	bool		is_new;
 
 	*is_there = false;
-	if (list_length(parsed) != 1 ||
-		!IsA(linitial_node(RawStmt, parsed)->stmt, AlterEnumStmt))
-		return false;
-	stmt = (AlterEnumStmt *) linitial_node(RawStmt, parsed)->stmt;
-	if (stmt->oldVal != NULL)
-		return false;
+	if (stmt == NULL)
+		return InvalidOid;
 	type = LookupTypeNameOid(NULL, makeTypeNameFromNameList(stmt->typeName), true);
 	tuple = OidIsValid(type) ? SearchSysCache1(TYPEOID, ObjectIdGetDatum(type)) : NULL;
 	if (!HeapTupleIsValid(tuple))
-		return false;
+		return InvalidOid;
 	is_new = TransactionIdIsCurrentTransactionId(HeapTupleHeaderGetXmin(tuple->t_data)) &&
 		(tuple->t_data->t_infomask & HEAP_UPDATED) == 0;
 	ReleaseSysCache(tuple);
 	if (is_new)
-		return false;
+		return InvalidOid;
 	*is_there = SearchSysCacheExists2(ENUMTYPOIDNAME, ObjectIdGetDatum(type),
 									  CStringGetDatum(stmt->newVal));
-	return !*is_there;
+	return *is_there ? InvalidOid : type;
+}
+
+/*
+ * What the statement says, of the enum by the name that it has now: the window may have
+ * given it another one before.
+ */
+static char *
+words_for_ahead(const char *words, Oid type)
+{
+	AlterEnumStmt *stmt = addition_to_enum(words);
+
+	return psprintf("ALTER TYPE %s ADD VALUE %s%s%s", format_type_be_qualified(type),
+					quote_literal_cstr(stmt->newVal),
+					stmt->newValNeighbor == NULL ? "" :
+					stmt->newValIsAfter ? " AFTER " : " BEFORE ",
+					stmt->newValNeighbor == NULL ? "" :
+					quote_literal_cstr(stmt->newValNeighbor));
+}
+
+static bool
+is_refused(const char *words)
+{
+	ListCell   *cell;
+
+	foreach(cell, refused)
+	{
+		if (strcmp(lfirst(cell), words) == 0)
+			return true;
+	}
+	return false;
 }
 
 static void
-keep_for_ahead(char *const *values)
+note_refused(const char *words)
 {
+	MemoryContext oldcontext = MemoryContextSwitchTo(TopMemoryContext);
+
+	refused = lappend(refused, pstrdup(words));
+	MemoryContextSwitchTo(oldcontext);
+}
+
+/*
+ * A window begins that has not been tried yet.
+ */
+void
+pyr_ddl_begin_window(void)
+{
+	list_free_deep(refused);
+	refused = NIL;
+}
+
+static void
+keep_for_ahead(char *const *values, Oid type)
+{
+	ahead_type = type;
 	for (int i = 0; i < PYR_SQL_NVALUES; i++)
 		ahead[i] = MemoryContextStrdup(TopMemoryContext, values[i]);
 }
@@ -344,15 +408,18 @@ forwarding_function(void)
  * Runs the statement as the master did.  False: it has to be carried out ahead.
  */
 static bool
-run_statement(char *const *values, bool may_be_ahead)
+run_statement(char *const *values)
 {
 	PyrIdentity before = become_owner();
 	int			was_entered;
 	bool		is_there;
+	Oid			type;
 
 	set_meaning(values);
-	if (has_to_be_ahead(values[0], &is_there) && may_be_ahead)
+	type = has_to_be_ahead(values[0], &is_there);
+	if (OidIsValid(type) && !is_refused(values[0]))
 	{
+		keep_for_ahead(values, type);
 		pyr_local_become_again(before);
 		return false;
 	}
@@ -423,12 +490,8 @@ pyr_ddl_apply(PyrChange *change, int encoding)
 	if (OidIsValid(function))
 		pyr_log_statement(function, (const char *const *) values);
 	names = pyr_tables_note_names();
-	if (!run_statement(values, !is_ahead_refused))
-	{
-		keep_for_ahead(values);
+	if (!run_statement(values))
 		return false;
-	}
-	is_ahead_refused = false;
 	pyr_target_invalidate_all();
 	pyr_tables_follow_names(names);
 	pyr_copy_forget_layouts();
@@ -456,8 +519,13 @@ pyr_ddl_run_ahead(void)
 
 	PG_TRY();
 	{
+		PyrIdentity before;
+
 		pyr_local_begin_transaction();
-		(void) run_statement(ahead, false);
+		before = become_owner();
+		set_meaning(ahead);
+		execute_guarded(words_for_ahead(ahead[0], ahead_type));
+		pyr_local_become_again(before);
 		pyr_local_commit_transaction();
 	}
 	PG_CATCH();
@@ -465,7 +533,7 @@ pyr_ddl_run_ahead(void)
 		MemoryContextSwitchTo(context);
 		FlushErrorState();
 		AbortCurrentTransaction();
-		is_ahead_refused = true;
+		note_refused(ahead[0]);
 	}
 	PG_END_TRY();
 	MemoryContextSwitchTo(context);
