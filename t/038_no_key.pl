@@ -48,13 +48,14 @@ CREATE TABLE bag (a int, b text, j json, p point, x xml, n numeric, f float8, d 
 CREATE TABLE big (a int, b text);
 SQL
 is(sql(q(SELECT py_log_create_tg('bag'))), ' table bag has no pk constraint (couldn\'t be replicated)!', 'without a key');
-sql(<<'SQL');
+my $rows = <<'SQL';
 INSERT INTO bag (a, b, j, p, x, n, f) VALUES
 	(1, 'one', '{"a": 1}', '(1,2)', '<a/>', 1.0, 1), (1, 'one', '{"a": 1}', '(1,2)', '<a/>', 1.0, 1),
 	(1, 'one', '{"a":1}', '(1,2)', '<a/>', 1.0, 1), (1, 'one', '{"a": 1}', '(1,2)', '<a/>', 1.00, 1),
 	(NULL, NULL, NULL, NULL, NULL, NULL, NULL), (NULL, NULL, NULL, NULL, NULL, NULL, NULL),
 	(NULL, '', NULL, NULL, NULL, 'NaN', 'NaN'), (NULL, '', NULL, NULL, NULL, 0, '-0'), (NULL, '', NULL, NULL, NULL, 0, '0');
 SQL
+sql($rows);
 is(sql(q(SELECT py_log_create_tg('bag', key => '{*}'))), 'created trigger on bag (*)', 'all columns are the key');
 is(sql(q(SELECT py_log_create_tg('bag'))), 'created trigger on bag (*)', 'and stay it');
 ok(is_ready(1), 'it is copied');
@@ -76,14 +77,7 @@ my @stories = (
 foreach my $mode ('strict', 'auto')
 {
 	set_conf($slave, "pyreplica.apply_mode = $mode");
-	sql(<<'SQL');
-TRUNCATE bag;
-INSERT INTO bag (a, b, j, p, x, n, f) VALUES
-	(1, 'one', '{"a": 1}', '(1,2)', '<a/>', 1.0, 1), (1, 'one', '{"a": 1}', '(1,2)', '<a/>', 1.0, 1),
-	(1, 'one', '{"a":1}', '(1,2)', '<a/>', 1.0, 1), (1, 'one', '{"a": 1}', '(1,2)', '<a/>', 1.00, 1),
-	(NULL, NULL, NULL, NULL, NULL, NULL, NULL), (NULL, NULL, NULL, NULL, NULL, NULL, NULL),
-	(NULL, '', NULL, NULL, NULL, 'NaN', 'NaN'), (NULL, '', NULL, NULL, NULL, 0, '-0'), (NULL, '', NULL, NULL, NULL, 0, '0');
-SQL
+	sql("TRUNCATE bag; $rows");
 	wait_caught_up($slave);
 	for (my $i = 0; $i < @stories; $i += 2)
 	{

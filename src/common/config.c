@@ -675,3 +675,14 @@ pyr_config_define(void)
 
 	MarkGUCPrefixReserved("pyreplica");
 }
+
+/*
+ * Gives any setting of the server a value until the level of settings ends that was
+ * begun last (NewGUCNestLevel), or the transaction.
+ */
+void
+pyr_config_set_here(const char *name, const char *value)
+{
+	(void) set_config_option(name, value, PGC_USERSET, PGC_S_SESSION,
+							 GUC_ACTION_SAVE, true, 0, false);
+}

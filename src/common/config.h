@@ -68,6 +68,7 @@ extern void pyr_config_define(void);
 extern PyrConfig *pyr_config_create(const char *replica);
 extern bool pyr_config_has_master(const PyrConfig *config);
 extern void pyr_config_use(const PyrConfig *config);
+extern void pyr_config_set_here(const char *name, const char *value);
 extern char *pyr_config_name(const char *replica, const char *setting);
 
 #endif							/* PYR_CONFIG_H */

@@ -19,6 +19,7 @@
 #include "access/tupdesc.h"
 #include "catalog/pg_type.h"
 #include "common/compat.h"
+#include "common/config.h"
 #include "common/textform.h"
 #include "miscadmin.h"
 #include "parser/parser.h"
@@ -103,13 +104,6 @@ pyr_text_depends(Oid type, List **rowtypes)
 	return depends;
 }
 
-static void
-pin(const char *name, const char *value)
-{
-	(void) set_config_option(name, value, PGC_USERSET, PGC_S_SESSION,
-							 GUC_ACTION_SAVE, true, 0, false);
-}
-
 /*
  * From here on, text is as it should be, as far as it depends on those; until
  * pyr_text_unpin, or the end of the transaction.
@@ -122,25 +116,25 @@ pyr_text_pin(int depends)
 	if (depends & PYR_TEXT_NAMES)
 	{
 		/* what is built in has no schema, whatever temporary tables there are */
-		pin("search_path", "pg_catalog, pg_temp");
+		pyr_config_set_here("search_path", "pg_catalog, pg_temp");
 	}
 	if ((depends & (PYR_TEXT_NAMES | PYR_TEXT_SQL)) && quote_all_identifiers)
-		pin("quote_all_identifiers", "off");
+		pyr_config_set_here("quote_all_identifiers", "off");
 	if ((depends & PYR_TEXT_MONEY) && strcmp(locale_monetary, "C") != 0)
-		pin("lc_monetary", "C");
+		pyr_config_set_here("lc_monetary", "C");
 	if ((depends & PYR_TEXT_SQL) && !standard_conforming_strings)
-		pin("standard_conforming_strings", "on");
+		pyr_config_set_here("standard_conforming_strings", "on");
 	if (strcmp(pg_get_timezone_name(session_timezone), "UTC") != 0)
-		pin("timezone", "UTC");
+		pyr_config_set_here("timezone", "UTC");
 	if (DateStyle != USE_ISO_DATES ||
 		((depends & PYR_TEXT_SQL) && DateOrder != DATEORDER_YMD))
-		pin("datestyle", "ISO, YMD");
+		pyr_config_set_here("datestyle", "ISO, YMD");
 	if (IntervalStyle != INTSTYLE_POSTGRES)
-		pin("intervalstyle", "postgres");
+		pyr_config_set_here("intervalstyle", "postgres");
 	if (extra_float_digits < 1)
-		pin("extra_float_digits", "1");
+		pyr_config_set_here("extra_float_digits", "1");
 	if (bytea_output != BYTEA_OUTPUT_HEX)
-		pin("bytea_output", "hex");
+		pyr_config_set_here("bytea_output", "hex");
 	return nestlevel;
 }
 

@@ -427,6 +427,15 @@ find_root(Relation rel, Trigger *trigger)
 }
 
 /*
+ * Whether changes are logged as those of another table, the partitioned one.
+ */
+static bool
+is_logged_elsewhere(PyrRelInfo *info)
+{
+	return info->logged_as != info->relid && OidIsValid(info->logged_as);
+}
+
+/*
  * Whether rows can share a key for a while: those of the table, or of all that is
  * logged under one name.
  */
@@ -439,7 +448,7 @@ can_share_key(PyrRelInfo *info, Relation rel)
 
 	if (info->is_whole || !pyr_key_is_unique(rel, info->key, info->nkey, true))
 		return true;
-	if (info->logged_as == info->relid || !OidIsValid(info->logged_as))
+	if (!is_logged_elsewhere(info))
 		return false;
 	root = relation_open(info->logged_as, AccessShareLock);
 	key = palloc(info->nkey * sizeof(AttrNumber));
@@ -472,7 +481,7 @@ fill_info(PyrRelInfo *info, Relation rel, Trigger *trigger, Oid logged_as)
 	info->ignores_truncate = options.ignore_truncate;
 	info->logged_as = OidIsValid(logged_as) ? logged_as :
 		options.via_root ? find_root(rel, trigger) : info->relid;
-	if (info->logged_as != info->relid && OidIsValid(info->logged_as))
+	if (is_logged_elsewhere(info))
 	{
 		info->schema = get_namespace_name(get_rel_namespace(info->logged_as));
 		info->table = get_rel_name(info->logged_as);
@@ -488,7 +497,7 @@ fill_info(PyrRelInfo *info, Relation rel, Trigger *trigger, Oid logged_as)
 		fill_column(&info->columns[i], TupleDescAttr(desc, i));
 	if (options.whole_row && options.columns != NULL)
 		keep_columns(info, rel, options.columns);
-	if (info->logged_as != info->relid && OidIsValid(info->logged_as))
+	if (is_logged_elsewhere(info))
 		key = key_from_topmost(info, trigger, options.whole_row);
 	else if (options.whole_row)
 		key = key_from_row(info, rel);

@@ -36,6 +36,7 @@
 #include "catalog/pg_class.h"
 #include "commands/trigger.h"
 #include "common/compat.h"
+#include "common/config.h"
 #include "common/format.h"
 #include "executor/executor.h"
 #include "executor/spi.h"
@@ -473,10 +474,8 @@ put_temporary_last(void)
 			continue;
 		path = schemas_on_path();
 		level = NewGUCNestLevel();
-		(void) set_config_option("search_path",
-								 path[0] != '\0' ? psprintf("%s, pg_temp", path) : "pg_temp",
-								 PGC_USERSET, PGC_S_SESSION, GUC_ACTION_SAVE,
-								 true, 0, false);
+		pyr_config_set_here("search_path",
+							path[0] != '\0' ? psprintf("%s, pg_temp", path) : "pg_temp");
 		return level;
 	}
 	return -1;

@@ -167,13 +167,6 @@ database_owner(void)
 	return owner;
 }
 
-static void
-set_here(const char *name, const char *value)
-{
-	(void) set_config_option(name, value, PGC_USERSET, PGC_S_SESSION,
-							 GUC_ACTION_SAVE, true, 0, false);
-}
-
 /*
  * Takes on the owner's rights, with settings for statements of any kind: what is set
  * for applying changes is not for reading whole tables.
@@ -183,8 +176,8 @@ become_owner(void)
 {
 	PyrIdentity before = pyr_local_become(database_owner());
 
-	set_here("enable_seqscan", "on");
-	set_here("plan_cache_mode", "auto");
+	pyr_config_set_here("enable_seqscan", "on");
+	pyr_config_set_here("plan_cache_mode", "auto");
 	return before;
 }
 
@@ -212,8 +205,8 @@ pyr_ddl_execute(const char *sql, const char *lock_timeout)
 {
 	PyrIdentity before = become_owner();
 
-	set_here("standard_conforming_strings", "on");
-	set_here("lock_timeout", lock_timeout);
+	pyr_config_set_here("standard_conforming_strings", "on");
+	pyr_config_set_here("lock_timeout", lock_timeout);
 	execute_guarded(sql);
 	pyr_local_become_again(before);
 }
@@ -234,7 +227,7 @@ set_path(char *path)
 		ereport(ERROR,
 				(errcode(ERRCODE_DATA_CORRUPTED),
 				 errmsg("a statement in replica_log has an impossible search_path")));
-	set_here("search_path", path[0] != '\0' ? psprintf("%s, pg_temp", path) : "pg_temp");
+	pyr_config_set_here("search_path", path[0] != '\0' ? psprintf("%s, pg_temp", path) : "pg_temp");
 	found = fetch_search_path(false);
 	foreach(cell, names)
 	{
@@ -262,7 +255,7 @@ set_meaning(char *const *values)
 
 	set_path(values[1]);
 	for (int i = 2; i < PYR_SQL_NVALUES; i++)
-		set_here(names[i], values[i]);
+		pyr_config_set_here(names[i], values[i]);
 }
 
 /*

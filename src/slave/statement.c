@@ -46,16 +46,16 @@
 #include "catalog/pg_type.h"
 #include "commands/trigger.h"
 #include "common/compat.h"
+#include "common/config.h"
 #include "executor/spi.h"
 #include "mb/pg_wchar.h"
 #include "miscadmin.h"
-#include "parser/parsetree.h"
 #include "optimizer/paths.h"
 #include "parser/parse_coerce.h"
+#include "parser/parsetree.h"
 #include "slave/local.h"
 #include "slave/statement.h"
 #include "utils/builtins.h"
-#include "utils/guc.h"
 #include "utils/lsyscache.h"
 #include "utils/memutils.h"
 #include "utils/queryenvironment.h"
@@ -1141,17 +1141,6 @@ looks_through(PyrStatement *statement)
 }
 
 /*
- * As the worker prefers indexes at all costs, the planner would not see what the right
- * join costs.
- */
-static void
-read_tables(void)
-{
-	(void) set_config_option("enable_seqscan", "on", PGC_USERSET, PGC_S_SESSION,
-							 GUC_ACTION_SAVE, true, 0, false);
-}
-
-/*
  * How many rows of a foreign table the statement changes at once; 1: it does not.
  */
 static int
@@ -1268,8 +1257,10 @@ change_as_relation(PyrStatement *statement, PyrMergeRow **rows, int nrows,
 	else if (statement->many == NULL)
 		statement->many = prepare(statement, true);
 	before = pyr_local_become(statement->target->owner);
+
+	/* as indexes are preferred at all costs, the right join would not be seen */
 	if (text != NULL)
-		read_tables();
+		pyr_config_set_here("enable_seqscan", "on");
 	while (done < nrows && is_right)
 	{
 		int			n;
